@@ -1,0 +1,98 @@
+"""Journal to target, one volume at a time: the only place that writes to the target.
+
+``export_of`` says what the journal's rows ask for; ``converge`` makes the target so. A call, a start, a retry
+and a repair all come through here, so a crash anywhere is mended by running it again: there is no second way of
+recovery that could be wrong.
+
+Laws:
+
+1. It reads before it writes, and a healthy volume sees no write at all: live sessions notice nothing.
+2. After its writes it reads again, and what the target did not keep is an error, not a hope.
+3. A device that is missing, or is another one than was registered, is never exported. What the target has
+   open already was checked when it was opened and stays: renaming a device cuts nobody off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from volattachd.drivers.base import Step, TargetDriver
+from volattachd.errors import DriverError
+from volattachd.lifecycle import EXPORTED, GRANTED
+from volattachd.model import Attachment, Condition, Export, Grant, Volume
+
+Verify = Callable[[Volume], "Condition | None"]
+
+
+class DeviceUnusable(DriverError):
+    """The volume's device is missing or has been exchanged; ``condition`` says which."""
+
+    def __init__(self, volume: Volume, condition: Condition) -> None:
+        super().__init__(
+            f"cannot export volume {volume.id!r}: {condition.message}",
+            "bring the device back; it is looked for again by itself",
+        )
+        self.condition = condition
+
+    @property
+    def kind(self) -> str:
+        return DriverError.__name__
+
+
+def export_of(volume: Volume, attachments: Iterable[Attachment]) -> Export:
+    """What the target should hold for a volume with these attachments."""
+    rows = list(attachments)
+    grants: dict[str, Grant] = {}
+    for row in rows:
+        if row.state in GRANTED and row.initiator is not None and row.secret is not None:
+            grants.setdefault(row.initiator, Grant(row.initiator, row.mode, row.secret))
+    return Export(volume, any(row.state in EXPORTED for row in rows), tuple(grants.values()))
+
+
+class Converger:
+    """Makes targets equal to what they should be. Calls for one volume must not overlap."""
+
+    def __init__(self, driver: TargetDriver, verify: Verify) -> None:
+        self.driver = driver
+        self._verify = verify
+        #: The step that each volume is at now, for whoever asks what it waits for.
+        self.current: dict[str, str] = {}
+
+    def plan(self, want: Export) -> tuple[list[Step], Condition | None]:
+        """The steps to ``want``, or to as much of it as its device allows, with the condition that forbids more."""
+        condition = None
+        if want.exported and not self.driver.holds_device(want.volume):
+            condition = self._verify(want.volume)
+        if condition is not None:
+            want = replace(want, exported=False, grants=())
+        return self.driver.plan(want), condition
+
+    def converge(self, want: Export) -> list[str]:
+        """Make the target equal to ``want``; the answer is what was done, in words.
+
+        Raises DriverError where a step failed or the target did not keep it, DeviceUnusable where the device
+        does not allow it (after removing what was half made).
+        """
+        steps, condition = self.plan(want)
+        done = self._run(want.volume.id, steps)
+        if condition is not None:
+            raise DeviceUnusable(want.volume, condition)
+        if steps:
+            left = self.driver.plan(want)
+            if left:
+                raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
+        return done
+
+    def remove_orphan(self, target_name: str) -> list[str]:
+        """Remove a target of ours that no volume accounts for."""
+        return self._run(target_name, self.driver.plan_removal(target_name))
+
+    def _run(self, subject: str, steps: list[Step]) -> list[str]:
+        try:
+            for step in steps:
+                self.current[subject] = str(step)
+                step.run()
+        finally:
+            self.current.pop(subject, None)
+        return [str(step) for step in steps]

@@ -1,0 +1,217 @@
+"""The composition root: command line, start, signals, watchdog, end. Everything is made here and handed in.
+
+The order of the start is a promise: the journal is locked and read, the target made equal to it (revocations
+included), and only then is the first call answered. With systemd's socket a caller may connect earlier; it waits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sdnotify
+
+from volattachd import __version__, config, logs
+from volattachd.drivers import registry
+from volattachd.drivers.base import TargetDriver
+from volattachd.errors import ConfigError, DriverError, JournalUnusable
+from volattachd.journal import Journal
+from volattachd.portals import resolve_portals
+from volattachd.rpc import openrpc, server
+from volattachd.rpc.access import Access
+from volattachd.rpc.dispatch import Dispatcher
+from volattachd.rpc.methods import METHODS
+from volattachd.service import Service
+
+log = logging.getLogger(__name__)
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78  # 78: EX_CONFIG in sysexits.h
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program ``volattachd``; the answer is its exit code."""
+    options = _parser().parse_args(argv)
+    logs.set_up(logging.DEBUG if options.debug else logging.INFO)
+    try:
+        settings = _settings(options)
+        if options.check_config:
+            _check(settings)
+            return EXIT_OK
+        return Daemon(settings).run()
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_CONFIG
+    except (JournalUnusable, DriverError) as error:
+        log.error("%s", error)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="volattachd", description="Attach and detach volumes over iSCSI.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"configuration (default {config.DEFAULT_FILE})")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where the journal is kept")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="the Unix socket to serve")
+    parser.add_argument("--driver", metavar="NAME", help="auto, lio, tgt, memory, or a plug-in's name")
+    parser.add_argument("--check-config", action="store_true", help="read the configuration, say what is wrong, end")
+    parser.add_argument("--debug", action="store_true", help="log reads as well")
+    parser.add_argument("--version", action="version", version=f"volattachd {__version__}")
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> config.Config:
+    """The configuration file, then what the command line says. Only a file that was named must be there."""
+    path = options.config or config.DEFAULT_FILE
+    settings = config.load(path) if options.config or path.exists() else config.Config()
+    if options.state_dir:
+        settings = replace(settings, state_dir=options.state_dir.absolute())
+    if options.socket:
+        settings = replace(settings, socket=options.socket.absolute())
+    return replace(settings, driver=options.driver or settings.driver)
+
+
+def _check(settings: config.Config) -> None:
+    Access(settings)
+    resolve_portals(settings.portals)
+    print(f"configuration is good: driver {registry.load(settings.driver).name}, socket {settings.socket}")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a running daemon is made of."""
+
+    journal: Journal
+    driver: TargetDriver
+    service: Service
+    server: server.Server
+
+
+class Daemon:
+    """One run of the daemon."""
+
+    def __init__(self, settings: config.Config) -> None:
+        self._settings = settings
+        self._notify: Callable[[str], None] = sdnotify.SystemdNotifier().notify
+        self._wake = threading.Event()
+        self._exit_code = EXIT_OK
+        self._signals: list[int] = []
+
+    def run(self) -> int:
+        """Start, serve until a signal or a failure, stop; the answer is the exit code."""
+        parts = self._start()
+        self._set_up_signals()
+        threads = [
+            threading.Thread(target=parts.server.run, name="accept", daemon=True),
+            threading.Thread(target=parts.service.upkeep.run, name="upkeep", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        parts.service.ready = True
+        log.info("ready: serving %s", self._settings.socket)
+        self._notify("READY=1")
+        self._tell_status(parts)
+        self._wait(parts)
+        self._stop(parts)
+        return self._exit_code
+
+    def _start(self) -> _Parts:
+        settings = self._settings
+        access = Access(settings)
+        driver = registry.load(settings.driver)(settings.iqn_prefix, resolve_portals(settings.portals))
+        journal = Journal(settings.state_dir, on_failure=self._journal_failed)
+        log.info(
+            "volattachd %s: driver %s, portals %s, state in %s: %d volumes, %d attachments",
+            __version__,
+            driver.name,
+            ", ".join(map(str, driver.portals)),
+            settings.state_dir,
+            len(journal.volumes),
+            len(journal.attachments),
+        )
+        # Bound before the target is looked at, listening but not accepting: a second daemon ends here.
+        listener = server.activated_socket() or server.bind_socket(settings.socket)
+        driver.start()
+        service = Service(settings, journal, driver)
+        service.upkeep.start_up()
+        limits = server.Limits(
+            settings.connections, settings.connections_per_uid, settings.message_seconds, settings.unread_seconds
+        )
+        served = server.Server(listener, Dispatcher(_handlers(service)), access, limits)
+        return _Parts(journal, driver, service, served)
+
+    def _set_up_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signals.append(number)
+        self._wake.set()
+
+    def _journal_failed(self, error: BaseException) -> None:
+        """What is on the disk is unknown until it is read again: end, and let the supervisor start us anew."""
+        log.critical("the journal cannot be written (%s): ending without acknowledging anything more", error)
+        self._exit_code = EXIT_FAILED
+        self._wake.set()
+
+    def _wait(self, parts: _Parts) -> None:
+        """Until a signal or a failure; meanwhile feed the watchdog, after seeing that journal and turns move."""
+        pause = _watchdog_pause()
+        while self._exit_code == EXIT_OK:
+            if self._wake.wait(pause):
+                self._wake.clear()
+                if any(number != signal.SIGHUP for number in self._signals):
+                    return
+                if self._signals:
+                    self._signals.clear()
+                    self._reload(parts)
+            elif pause is not None:
+                parts.journal.history(limit=1)
+                self._notify("WATCHDOG=1")
+                self._tell_status(parts)
+
+    def _reload(self, parts: _Parts) -> None:
+        """SIGHUP: names of users and groups are looked up again. Other keys need a restart, which harms nobody."""
+        try:
+            parts.server.access = Access(self._settings)
+            log.info("looked up the users and groups of [access] again")
+        except ConfigError as error:
+            log.error("not reloaded: %s", error)
+
+    def _tell_status(self, parts: _Parts) -> None:
+        degraded = len({name for name, _ in parts.service.degraded()})
+        attachments = len(parts.journal.attachments)
+        self._notify(f"STATUS={len(parts.journal.volumes)} volumes, {attachments} attachments, {degraded} degraded")
+
+    def _stop(self, parts: _Parts) -> None:
+        self._notify("STOPPING=1")
+        log.info("stopping: exports and sessions stay as they are")
+        parts.server.stop()
+        parts.service.upkeep.stop()
+        parts.driver.stop()
+        parts.journal.close()
+
+
+def _watchdog_pause() -> float | None:
+    """Half of what systemd allows (sd_watchdog_enabled(3)), in seconds; None without a watchdog."""
+    microseconds = os.environ.get("WATCHDOG_USEC")
+    return int(microseconds) / 2e6 if microseconds else None
+
+
+def _handlers(service: Service) -> dict[str, Callable[..., Any]]:
+    """A handler for each row of the method table: the service's method of that name."""
+    handlers: dict[str, Callable[..., Any]] = {"rpc.discover": lambda caller: openrpc.document()}
+    for method in METHODS:
+        if method.name not in handlers:
+            handlers[method.name] = getattr(service, method.name)
+    return handlers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

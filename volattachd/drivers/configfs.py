@@ -1,0 +1,97 @@
+"""The file layer under the lio driver: the handful of operations that configfs has, one method each.
+
+It is handed to the driver, so a test can count the operations, or make the N-th of them fail or kill the
+process, through the very seam that production uses. Paths are relative to ``root``. Attributes are read and
+written with os.open/os.read/os.write: three system calls where ``open()`` in text mode makes seven.
+"""
+
+from __future__ import annotations
+
+import os
+
+#: A configfs attribute is at most one page long.
+_PAGE = 4096
+
+ROOT = "/sys/kernel/config/target"
+
+
+class ConfigFs:
+    """LIO's tree in configfs. Every method raises OSError as the kernel gave it."""
+
+    def __init__(self, root: str = ROOT) -> None:
+        self.root = root
+
+    def _path(self, path: str) -> str:
+        return f"{self.root}/{path}"
+
+    # Reading.
+
+    def is_dir(self, path: str) -> bool:
+        """Whether there is such a directory."""
+        return os.path.isdir(self._path(path))
+
+    def list_dir(self, path: str) -> list[str]:
+        """The names in a directory, sorted; empty where there is no such directory."""
+        try:
+            return sorted(os.listdir(self._path(path)))
+        except FileNotFoundError:
+            return []
+
+    def list_links(self, path: str) -> list[str]:
+        """The names of the symbolic links in a directory, sorted; empty where there is no such directory."""
+        try:
+            with os.scandir(self._path(path)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_symlink())
+        except FileNotFoundError:
+            return []
+
+    def list_dirs(self, path: str) -> list[str]:
+        """The names of the directories in a directory, sorted; empty where there is no such directory."""
+        try:
+            with os.scandir(self._path(path)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
+    def read(self, path: str) -> str:
+        """An attribute's value without the newline that the kernel adds."""
+        fd = os.open(self._path(path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _PAGE).decode("utf-8", "replace").rstrip("\n")
+        finally:
+            os.close(fd)
+
+    def read_link(self, path: str) -> str | None:
+        """What a link points to, relative to the root; None where it is not there or leads elsewhere."""
+        try:
+            target = os.path.realpath(self._path(path), strict=True)
+        except FileNotFoundError:
+            return None
+        prefix = os.path.realpath(self.root) + "/"
+        return target.removeprefix(prefix) if target.startswith(prefix) else None
+
+    # Changing. Each of these is one system call that the kernel performs whole or not at all.
+
+    def make_dir(self, path: str) -> None:
+        """mkdir: creates the object."""
+        os.mkdir(self._path(path))
+
+    def remove_dir(self, path: str) -> None:
+        """rmdir: destroys the object."""
+        os.rmdir(self._path(path))
+
+    def write(self, path: str, value: str) -> None:
+        """Writes an attribute, without a newline: the kernel would store one as part of a CHAP secret."""
+        fd = os.open(self._path(path), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+
+    def make_link(self, path: str, target: str) -> None:
+        """symlink: ties one object to another."""
+        os.symlink(self._path(target), self._path(path))
+
+    def remove_link(self, path: str) -> None:
+        """unlink: unties it again."""
+        os.unlink(self._path(path))

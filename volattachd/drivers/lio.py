@@ -1,0 +1,465 @@
+"""LIO, the kernel's target, written directly through configfs.
+
+What one volume is made of, under /sys/kernel/config/target (HBA stands for ``iblock_N`` or ``fileio_N``):
+
+    core/HBA/volattach-NAME                       the backstore: device, unit serial, attributes
+    iscsi/IQN/tpgt_1                              the target; only ever the one portal group
+    iscsi/IQN/tpgt_1/lun/lun_0/backstore      ->  core/HBA/volattach-NAME
+    iscsi/IQN/tpgt_1/np/ADDRESS:PORT              a portal
+    iscsi/IQN/tpgt_1/acls/INITIATOR               a grant: secret, write protection,
+    iscsi/IQN/tpgt_1/acls/INITIATOR/lun_0/lun ->  iscsi/IQN/tpgt_1/lun/lun_0    and mapping
+
+NAME is ``<volume>.<first 8 digits of its serial>``, IQN is ``<prefix>:NAME``, and N comes from the serial, so
+each of them can be found from the others and none is ever used again for another volume. Every volume has an
+HBA directory and a target of its own: a removal that sleeps in the kernel because a device is stalled
+holds the lock of its parent directory, and must hold nobody else's.
+
+``wanted()`` spells the objects out in the order of creation; planning compares them one by one with what is
+there. So whatever a crash left behind, the plan is the rest of the way, and "it exists" is never taken for "it is
+done". The order of creation is the argument for safety: in a grant the password comes last (a login without a
+password set is refused: authentication=1), and in a target ``enable`` does.
+
+Removal order, found by trying the others (EBUSY, ENOTEMPTY): mapped-LUN link, mapped LUN, ACL; portal, LUN
+link, LUN, portal group, target; backstore, HBA. A portal group is disabled only to be removed: that drops
+its sessions.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from volattachd.drivers.base import Capabilities, Portal, Session, Step, TargetDriver
+from volattachd.drivers.configfs import ConfigFs
+from volattachd.errors import DriverError, InvalidInput
+from volattachd.model import Export, Grant, Mode, Volume
+
+#: Index of our HBA directories: above what targetcli and rtslib count up from zero, and below 2^31.
+_HBA_BASE = 1 << 30
+_MARK = "volattach-"
+#: FD_MAX_DEV_NAME is 256 and SE_UDEV_PATH_LEN 512 in the kernel; a longer path would be cut silently.
+_PATH_MAX = 255
+#: After a SIGKILL in the middle of removing a portal, its socket may live for a moment longer.
+_PORTAL_PATIENCE = 2.0  # seconds
+
+_TPG_ATTRIBUTES = {
+    "authentication": "1",
+    "generate_node_acls": "0",
+    "demo_mode_discovery": "0",
+    "demo_mode_write_protect": "1",
+    "cache_dynamic_acls": "0",
+    "prod_mode_write_protect": "0",
+}
+_BACKSTORE_INFO = {
+    "block": re.compile(
+        r"UDEV PATH: (?P<path>.*?)\s+readonly: (?P<read_only>\d)\s+Major: (?P<major>\d+) Minor: (?P<minor>\d+)"
+    ),
+    "file": re.compile(r"File: (?P<path>.*?)\s+Size: (?P<size>\d+)\s+Mode: (?P<mode>\S+)"),
+}
+_SESSION_ADDRESS = re.compile(r"Address (\S+)")
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where in configfs the objects of one volume are."""
+
+    backstore: str
+    target: str
+
+    @property
+    def hba(self) -> str:
+        return self.backstore.rpartition("/")[0]
+
+    @property
+    def tpg(self) -> str:
+        return f"{self.target}/tpgt_1"
+
+    @property
+    def lun(self) -> str:
+        return f"{self.tpg}/lun/lun_0"
+
+    def acl(self, initiator: str) -> str:
+        return f"{self.tpg}/acls/{initiator}"
+
+
+@dataclass(frozen=True)
+class Directory:
+    """An object that mkdir makes."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link between two objects."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Value:
+    """An attribute and what it must read as."""
+
+    path: str
+    value: str
+    secret: bool = False
+
+
+Node = Directory | Link | Value
+
+
+class LioDriver(TargetDriver):
+    """The kernel's iSCSI target."""
+
+    name: ClassVar[str] = "lio"
+    capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=True, ends_sessions=True)
+
+    #: Portals of one address share a listener that is torn down with its last user; making and removing
+    #: them from several threads at once fails with EINVAL. One lock for the process: there is one kernel.
+    _portal_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, iqn_prefix: str, portals: Sequence[Portal], fs: ConfigFs | None = None) -> None:
+        super().__init__(iqn_prefix, portals)
+        self.fs = fs or ConfigFs()
+
+    def start(self) -> None:
+        if self.fs.is_dir("iscsi"):
+            return
+        if not self.fs.is_dir("."):
+            load_module("target_core_mod")
+        try:
+            self.fs.make_dir("iscsi")  # loads the module
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise DriverError(
+                f"cannot use LIO: mkdir {self.fs.root}/iscsi: {error.strerror}",
+                "load the modules: modprobe -a target_core_mod iscsi_target_mod, and mount configfs",
+            ) from error
+
+    def check_volume(self, volume: Volume) -> None:
+        if "," in volume.path or "\n" in volume.path:
+            raise InvalidInput(
+                f"cannot export {volume.path!r}: LIO would read the part after a comma as another option",
+                "rename it, or register it through a link in /dev/disk/by-id",
+            )
+        if len(os.fsencode(volume.path)) > _PATH_MAX:
+            raise InvalidInput(f"cannot export {volume.path!r}: LIO takes paths of at most {_PATH_MAX} bytes")
+
+    def plan(self, want: Export) -> list[Step]:
+        with _translated(f"cannot read the target of volume {want.volume.id!r}"):
+            names = self.names_of(want.volume)
+            if not want.exported:
+                return self._removal(names)
+            if self._must_be_rebuilt(names, want.volume):
+                return self._removal(names) + self._creation(names, want, from_nothing=True)
+            return self._surplus(names, want) + self._creation(names, want, from_nothing=False)
+
+    def plan_removal(self, target_name: str) -> list[Step]:
+        with _translated(f"cannot read the target {target_name}"):
+            names = self._names_from_target(target_name)
+            return [] if names is None else self._removal(names)
+
+    def holds_device(self, volume: Volume) -> bool:
+        with _translated(f"cannot read the backstore of volume {volume.id!r}"):
+            return self._is_enabled(self.names_of(volume).backstore)
+
+    def list_exports(self) -> list[str]:
+        prefix = self.iqn_prefix + ":"
+        with _translated("cannot list the targets"):
+            found = {name for name in self.fs.list_dirs("iscsi") if name.startswith(prefix)}
+            for hba in self.fs.list_dirs("core"):
+                if _is_ours(hba):
+                    stores = self.fs.list_dirs(f"core/{hba}")
+                    found |= {prefix + s.removeprefix(_MARK) for s in stores if s.startswith(_MARK)}
+            return sorted(found)
+
+    def list_sessions(self, target_name: str) -> list[Session]:
+        acls = f"iscsi/{target_name}/tpgt_1/acls"
+        sessions = []
+        with _translated(f"cannot list the sessions of {target_name}"):
+            for initiator in self.fs.list_dirs(acls):
+                info = self._read_or_empty(f"{acls}/{initiator}/info")
+                if "LIO Session ID" in info:
+                    address = _SESSION_ADDRESS.search(info)
+                    sessions.append(Session(initiator, address[1] if address else None))
+        return sessions
+
+    # What should be.
+
+    def names_of(self, volume: Volume) -> Names:
+        """Where this volume's objects are, whether or not they exist."""
+        plugin = "iblock" if volume.device.kind == "block" else "fileio"
+        suffix = volume.target_name.rpartition(":")[2]
+        hba = _hba_index(volume.serial.replace("-", ""))
+        return Names(f"core/{plugin}_{hba}/{_MARK}{suffix}", f"iscsi/{volume.target_name}")
+
+    def wanted(self, names: Names, want: Export) -> list[Node]:
+        """Everything but the backstore's configuration, in the order of creation."""
+        nodes: list[Node] = [Value(f"{names.backstore}/attrib/{k}", v) for k, v in _attributes(want.volume)]
+        nodes += [Directory(names.target), Directory(names.tpg)]
+        nodes += [Value(f"{names.tpg}/attrib/{k}", v) for k, v in _TPG_ATTRIBUTES.items()]
+        nodes += [Directory(names.lun), Link(f"{names.lun}/backstore", names.backstore)]
+        nodes += [Directory(f"{names.tpg}/np/{portal}") for portal in self.portals]
+        for grant in want.grants:
+            nodes += _grant_nodes(names, grant)
+        nodes.append(Value(f"{names.tpg}/enable", "1"))
+        return nodes
+
+    # The three parts of a plan.
+
+    def _creation(self, names: Names, want: Export, *, from_nothing: bool) -> list[Step]:
+        steps = (
+            []
+            if not from_nothing and self._is_enabled(names.backstore)
+            else self._configuration(names, want.volume, from_nothing)
+        )
+        return steps + [
+            self._step(node) for node in self.wanted(names, want) if from_nothing or not self._is_there(node)
+        ]
+
+    def _configuration(self, names: Names, volume: Volume, from_nothing: bool) -> list[Step]:
+        """The steps to an enabled backstore. Its settings take effect at ``enable``: until then, all again."""
+        directories = [Directory(names.hba), Directory(names.backstore)]
+        steps = [self._step(node) for node in directories if from_nothing or not self._is_there(node)]
+        settings = [
+            Value(f"{names.backstore}/control", _control(volume)),
+            Value(f"{names.backstore}/udev_path", volume.path),  # where rtslib and targetcli look
+            Value(f"{names.backstore}/wwn/vpd_unit_serial", volume.serial),
+            Value(f"{names.backstore}/enable", "1"),
+        ]
+        steps += [self._step(node) for node in settings]
+        return [*steps, Step("verify", names.backstore, lambda: self._verify_device(names, volume))]
+
+    def _surplus(self, names: Names, want: Export) -> list[Step]:
+        """The steps that remove what should not be there, access first."""
+        fs, tpg = self.fs, names.tpg
+        granted = {grant.initiator for grant in want.grants}
+        steps = []
+        for initiator in fs.list_dirs(f"{tpg}/acls"):
+            if initiator not in granted:
+                steps += self._acl_removal(names.acl(initiator))
+            else:
+                steps += self._mapping_surplus(names, initiator)
+        for portal in fs.list_dirs(f"{tpg}/np"):
+            if portal not in {str(p) for p in self.portals}:
+                steps.append(self._remove_portal(f"{tpg}/np/{portal}"))
+        for lun in fs.list_dirs(f"{tpg}/lun"):
+            if lun != "lun_0":
+                steps += self._linked_removal(f"{tpg}/lun/{lun}")
+        return steps
+
+    def _mapping_surplus(self, names: Names, initiator: str) -> list[Step]:
+        """Mapped LUNs of a wanted ACL that do not lead to the volume."""
+        steps = []
+        acl = names.acl(initiator)
+        for mapped in (name for name in self.fs.list_dirs(acl) if name.startswith("lun_")):
+            links = self.fs.list_links(f"{acl}/{mapped}")
+            right = mapped == "lun_0" and all(self.fs.read_link(f"{acl}/lun_0/{x}") == names.lun for x in links)
+            if not right:
+                steps += self._linked_removal(f"{acl}/{mapped}")
+        return steps
+
+    def _removal(self, names: Names) -> list[Step]:
+        """The steps that remove everything of this volume that is there."""
+        fs, steps = self.fs, []
+        for tpg in (f"{names.target}/{name}" for name in fs.list_dirs(names.target) if name.startswith("tpgt_")):
+            if fs.read(f"{tpg}/enable") != "0":
+                steps.append(self._step(Value(f"{tpg}/enable", "0")))
+            for initiator in fs.list_dirs(f"{tpg}/acls"):
+                steps += self._acl_removal(f"{tpg}/acls/{initiator}")
+            steps += [self._remove_portal(f"{tpg}/np/{portal}") for portal in fs.list_dirs(f"{tpg}/np")]
+            for lun in fs.list_dirs(f"{tpg}/lun"):
+                steps += self._linked_removal(f"{tpg}/lun/{lun}")
+            steps.append(self._remove_dir(tpg))
+        existing = [path for path in (names.target, names.backstore, names.hba) if fs.is_dir(path)]
+        return steps + [self._remove_dir(path) for path in existing]
+
+    def _acl_removal(self, acl: str) -> list[Step]:
+        steps = []
+        for mapped in (name for name in self.fs.list_dirs(acl) if name.startswith("lun_")):
+            steps += self._linked_removal(f"{acl}/{mapped}")
+        return [*steps, self._remove_dir(acl)]
+
+    def _linked_removal(self, directory: str) -> list[Step]:
+        """A directory with a link in it: the link first."""
+        links = [f"{directory}/{name}" for name in self.fs.list_links(directory)]
+        steps = [
+            Step("unlink", link, self._call("unlink", link, partial(self.fs.remove_link, link))) for link in links
+        ]
+        return [*steps, self._remove_dir(directory)]
+
+    # One step each.
+
+    def _step(self, node: Node) -> Step:
+        fs = self.fs
+        if isinstance(node, Directory) and "/np/" in node.path:
+            return Step("mkdir", node.path, self._call("mkdir", node.path, partial(self._make_portal, node.path)))
+        if isinstance(node, Directory):
+            return Step("mkdir", node.path, self._call("mkdir", node.path, partial(fs.make_dir, node.path)))
+        if isinstance(node, Link):
+            make = partial(fs.make_link, node.path, node.target)
+            return Step("link", f"{node.path} -> {node.target}", self._call("link", node.path, make))
+        shown = f"{node.path} = {'(secret)' if node.secret else node.value}"
+        return Step("write", shown, self._call("write", shown, partial(fs.write, node.path, node.value)))
+
+    def _remove_dir(self, path: str) -> Step:
+        return Step("rmdir", path, self._call("rmdir", path, partial(self.fs.remove_dir, path)))
+
+    def _remove_portal(self, path: str) -> Step:
+        def remove() -> None:
+            with self._portal_lock:
+                self.fs.remove_dir(path)
+
+        return Step("rmdir", path, self._call("rmdir", path, remove))
+
+    def _make_portal(self, path: str) -> None:
+        deadline = time.monotonic() + _PORTAL_PATIENCE
+        while True:
+            try:
+                with self._portal_lock:
+                    return self.fs.make_dir(path)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EADDRINUSE) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+
+    @staticmethod
+    def _call(action: str, subject: str, run: Callable[[], None]) -> Callable[[], None]:
+        def translated() -> None:
+            with _translated(f"cannot {action} {subject}"):
+                run()
+
+        return translated
+
+    # What is.
+
+    def _is_there(self, node: Node) -> bool:
+        if isinstance(node, Directory):
+            return self.fs.is_dir(node.path)
+        if isinstance(node, Link):
+            return any(
+                self.fs.read_link(f"{node.path.rpartition('/')[0]}/{name}") == node.target
+                for name in self.fs.list_links(node.path.rpartition("/")[0])
+            )
+        return self._read_or_empty(node.path) == node.value
+
+    def _read_or_empty(self, path: str) -> str:
+        """An attribute's value; empty where its object is not there (the plan makes both then)."""
+        try:
+            return self.fs.read(path)
+        except FileNotFoundError:
+            return ""
+
+    def _is_enabled(self, backstore: str) -> bool:
+        return self._read_or_empty(f"{backstore}/enable") == "1"
+
+    def _must_be_rebuilt(self, names: Names, volume: Volume) -> bool:
+        """Whether something is wrong that cannot be changed while the volume is exported."""
+        links = self.fs.list_links(names.lun)
+        if any(self.fs.read_link(f"{names.lun}/{name}") != names.backstore for name in links):
+            return True
+        if not self._is_enabled(names.backstore):
+            return bool(links)
+        serial = self._read_or_empty(f"{names.backstore}/wwn/vpd_unit_serial").rpartition(": ")[2]
+        return serial != volume.serial or self._device_info(names, volume).get("path") != volume.path
+
+    def _device_info(self, names: Names, volume: Volume) -> dict[str, str]:
+        found = _BACKSTORE_INFO[volume.device.kind].search(self._read_or_empty(f"{names.backstore}/info"))
+        return found.groupdict() if found else {}
+
+    def _verify_device(self, names: Names, volume: Volume) -> None:
+        """What the kernel opened is what the path leads to: ``control`` ignores what it does not understand."""
+        info = self._device_info(names, volume)
+        if info.get("path") != volume.path:
+            raise DriverError(f"cannot export {volume.path}: LIO opened {info.get('path')!r} instead")
+        if volume.device.kind == "block":
+            device = os.stat(volume.path).st_rdev
+            if (info["major"], info["minor"]) != (str(os.major(device)), str(os.minor(device))):
+                raise DriverError(f"cannot export {volume.path}: LIO opened device {info['major']}:{info['minor']}")
+
+    def _names_from_target(self, target_name: str) -> Names | None:
+        """The objects of a target of ours that no volume accounts for."""
+        suffix = target_name.rpartition(":")[2]
+        if not target_name.startswith(self.iqn_prefix + ":"):
+            raise DriverError(f"cannot remove {target_name}: it is not ours (our prefix is {self.iqn_prefix})")
+        for hba in self.fs.list_dirs("core"):
+            if _is_ours(hba) and self.fs.is_dir(f"core/{hba}/{_MARK}{suffix}"):
+                return Names(f"core/{hba}/{_MARK}{suffix}", f"iscsi/{target_name}")
+        if self.fs.is_dir(f"iscsi/{target_name}"):
+            return Names(f"core/none/{_MARK}{suffix}", f"iscsi/{target_name}")
+        return None
+
+
+def _grant_nodes(names: Names, grant: Grant) -> list[Node]:
+    """A grant, in an order in which the initiator cannot log in before all of it is there."""
+    acl = names.acl(grant.initiator)
+    return [
+        Directory(acl),
+        Directory(f"{acl}/lun_0"),
+        Link(f"{acl}/lun_0/lun", names.lun),
+        Value(f"{acl}/lun_0/write_protect", "1" if grant.mode is Mode.RO else "0"),
+        Value(f"{acl}/auth/userid", grant.secret.username),
+        Value(f"{acl}/auth/password", grant.secret.password, secret=True),
+    ]
+
+
+def _attributes(volume: Volume) -> list[tuple[str, str]]:
+    """The backstore's attributes that differ from the kernel's defaults, or must not depend on them."""
+    attributes = [
+        ("emulate_tpu", "1" if volume.device.discard else "0"),
+        ("emulate_3pc", "0"),  # XCOPY reached other initiators' disks in CVE-2020-28374
+    ]
+    if volume.device.kind == "file":
+        # The file is opened with O_DSYNC: what was acknowledged is on the disk, and no cache is announced.
+        attributes.append(("emulate_write_cache", "0"))
+    return attributes
+
+
+def _control(volume: Volume) -> str:
+    if volume.device.kind == "block":
+        return f"udev_path={volume.path},readonly={int(volume.read_only)}"
+    return f"fd_dev_name={volume.path},fd_dev_size={volume.size}"
+
+
+def _hba_index(serial_digits: str) -> int:
+    """28 bits of the serial (register_volume checks that they are unique) over our base."""
+    return _HBA_BASE | int(serial_digits[:7], 16)
+
+
+def _is_ours(hba: str) -> bool:
+    plugin, _, index = hba.rpartition("_")
+    return plugin in ("iblock", "fileio") and index.isdigit() and int(index) >= _HBA_BASE
+
+
+class _translated:
+    """Turns the kernel's word into a DriverError that says what could not be done."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise DriverError(f"{self.what}: {error.strerror} ({errno.errorcode.get(error.errno or 0)})") from error
+
+
+def load_module(name: str) -> None:
+    """modprobe, for hosts where modules-load.d has not done it."""
+    try:
+        subprocess.run(["modprobe", name], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise DriverError(
+            f"cannot load the kernel module {name}: {error}", f"load it yourself: modprobe {name}"
+        ) from error

@@ -1,0 +1,143 @@
+"""Where initiators log in: the portals of the configuration, and the address that one connector can reach."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute, NetlinkError
+
+from volattachd.drivers.base import Portal
+from volattachd.errors import ConfigError, DriverError, InvalidInput
+
+#: IANA's port for iSCSI (RFC 3720 section 12.8).
+DEFAULT_PORT = 3260
+
+Address = IPv4Address | IPv6Address
+
+_WORD = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<bare>[^\[\]]+?))(?::(?P<port>[0-9]{1,5}))?")
+
+
+def resolve_portals(words: Sequence[str]) -> tuple[Portal, ...]:
+    """The portals that the configuration means: addresses, or every global address of an interface.
+
+    Without any word: every address. Raises ConfigError for what is neither.
+    """
+    if not words:
+        return default_portals()
+    found: dict[Portal, None] = {}
+    for word in words:
+        found.update(dict.fromkeys(_resolve_word(word)))
+    return tuple(found)
+
+
+def default_portals() -> tuple[Portal, ...]:
+    """The wildcard that takes both families where there is IPv6, else the one for IPv4.
+
+    Binding both fails with EADDRINUSE, unless the host keeps the families apart (bindv6only).
+    """
+    only_v4 = Portal(IPv4Address("0.0.0.0"), DEFAULT_PORT)  # noqa: S104 - initiators are elsewhere
+    if not Path("/proc/net/if_inet6").exists():
+        return (only_v4,)
+    both = Portal(IPv6Address("::"), DEFAULT_PORT)
+    apart = Path("/proc/sys/net/ipv6/bindv6only").read_text(encoding="ascii").strip() == "1"
+    return (both, only_v4) if apart else (both,)
+
+
+def _resolve_word(word: str) -> list[Portal]:
+    try:
+        return [Portal(ip_address(word), DEFAULT_PORT)]
+    except ValueError:
+        pass
+    match = _WORD.fullmatch(word)
+    port = int(match["port"] or DEFAULT_PORT) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise ConfigError(f"target.portals: {word!r} is not an address or interface with an optional port")
+    name = match["bracketed"] or match["bare"]
+    try:
+        return [Portal(ip_address(name), port)]
+    except ValueError:
+        return [Portal(address, port) for address in _addresses_of(name)]
+
+
+def _addresses_of(interface: str) -> list[Address]:
+    """The addresses of an interface that other hosts could use (no link-local ones)."""
+    with IPRoute() as route:
+        indexes = route.link_lookup(ifname=interface)
+        if not indexes:
+            raise ConfigError(f"target.portals: {interface!r} is neither an address nor an interface of this host")
+        messages = list(route.get_addr(index=indexes[0]))
+    found = [ip_address(_attribute(message, "IFA_ADDRESS")) for message in messages]
+    return [address for address in found if not address.is_link_local]
+
+
+def reachable_portals(portals: Sequence[Portal], connector_ip: object) -> list[Portal]:
+    """The portals to give to one connector, the best first; a wildcard becomes this host's address towards it.
+
+    Raises InvalidInput where ``connector_ip`` is not an address, DriverError where no portal leads to it.
+    """
+    peer = _peer_address(connector_ip)
+    source = _source_towards(peer)
+    found: dict[Portal, None] = {}
+    for portal in portals:
+        address = portal.address
+        if address.is_unspecified:
+            if source is not None and (source.version == address.version or address.version == 6):
+                found[Portal(source, portal.port)] = None
+        elif _may_reach(address, peer, source):
+            found[portal] = None
+    if not found:
+        listening = ", ".join(map(str, portals))
+        raise DriverError(
+            f"no portal can be reached from {connector_ip or 'the connector'}: listening on {listening}"
+        )
+    return sorted(found, key=lambda portal: portal.address != source)
+
+
+def _peer_address(connector_ip: object) -> Address | None:
+    if connector_ip is None:
+        return None
+    try:
+        peer = ip_address(str(connector_ip))
+    except ValueError as error:
+        raise InvalidInput(f"connector.ip {connector_ip!r} is not an IP address") from error
+    if isinstance(peer, IPv6Address) and peer.ipv4_mapped:
+        return peer.ipv4_mapped
+    return peer
+
+
+def _may_reach(address: Address, peer: Address | None, source: Address | None) -> bool:
+    """A loopback portal is for this host only; otherwise the families must agree, where the peer is known."""
+    if address.is_loopback:
+        return peer is None or peer.is_loopback or peer == source
+    return peer is None or peer.version == address.version
+
+
+def _source_towards(peer: Address | None) -> Address | None:
+    """The address that this host would use as its own towards ``peer`` (an unknown one: towards anywhere)."""
+    candidates: list[Address] = [peer] if peer else [IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")]
+    for candidate in candidates:
+        source = _route_source(candidate)
+        if source is not None:
+            return source
+    return None if peer else IPv4Address("127.0.0.1")
+
+
+def _route_source(peer: Address) -> Address | None:
+    try:
+        with IPRoute() as route:
+            for message in route.route("get", dst=str(peer)):
+                source = _attribute(message, "RTA_PREFSRC")
+                if source:
+                    return ip_address(source)
+    except NetlinkError:
+        return None  # no route: the kernel would not know either
+    return None
+
+
+def _attribute(message: Any, name: str) -> Any:
+    """One attribute of a netlink message."""
+    return message.get_attr(name)

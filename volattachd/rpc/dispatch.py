@@ -1,0 +1,216 @@
+"""From one message to its answer: jsonrpcserver has the envelope, the method table says what a call must look like.
+
+This is the one place where errors become codes. A bug of ours is -32603 and a traceback in the log; it is never
+"method not found", and its text is never sent to the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fastjsonschema
+from jsonrpcserver import Error, Result, Success, dispatch_to_serializable
+
+from volattachd.errors import Busy, InvalidInput, InvalidParams, JournalFailed, PermissionDenied, VolattachError
+from volattachd.model import Caller
+from volattachd.rpc import strictjson
+from volattachd.rpc.access import Peer
+from volattachd.rpc.methods import METHODS, Method, Param, Role
+
+log = logging.getLogger(__name__)
+
+PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INTERNAL_ERROR = -32700, -32600, -32601, -32603
+_JSONRPC_KINDS = {
+    PARSE_ERROR: "ParseError",
+    INVALID_REQUEST: "InvalidRequest",
+    METHOD_NOT_FOUND: "MethodNotFound",
+    INTERNAL_ERROR: "InternalError",
+}
+
+#: JSON-RPC 2.0 section 4. fastjsonschema compiles it: the interpreted check took most of a dispatch.
+_ENVELOPE: dict[str, Any] = {
+    "type": "object",
+    "required": ["jsonrpc", "method"],
+    "properties": {
+        "jsonrpc": {"const": "2.0"},
+        "method": {"type": "string"},
+        "id": {"type": ["string", "number", "null"]},
+        "params": {"type": ["object", "array"]},
+    },
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Client:
+    """The connection's context of a call: the peer and its role."""
+
+    peer: Peer
+    role: Role
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.peer.uid, self.peer.pid, admin=self.role >= Role.ADMIN)
+
+
+class Dispatcher:
+    """Answers messages with the handlers of one service. Raises at start where a handler is missing."""
+
+    def __init__(self, handlers: Mapping[str, Callable[..., Any]]) -> None:
+        """``handlers`` has one entry for each row of the table, by the method's name."""
+        if set(handlers) != {method.name for method in METHODS}:
+            odd = set(handlers) ^ {method.name for method in METHODS}
+            raise AssertionError(f"the method table and the handlers differ in: {', '.join(sorted(odd))}")
+        self._check_envelope = fastjsonschema.compile(_ENVELOPE)
+        self._methods = {method.name: self._bind(method, handlers[method.name]) for method in METHODS}
+
+    def answer(self, message: bytes, client: Client) -> bytes | None:
+        """The answer to one message; None where it wants none (notifications).
+
+        Raises strictjson.Refused for what is not JSON, or not the JSON that we take.
+        """
+        request = strictjson.loads(message)
+        if not isinstance(request, list) or not request:
+            response = self._answer_one(request, client)
+        else:
+            response = [r for r in (self._answer_one(part, client) for part in request) if r is not None] or None
+        return None if response is None else strictjson.dumps(response)
+
+    def _answer_one(self, request: Any, client: Client) -> Any:
+        """One call of a batch, or the only one: an invalid one in a batch does not spoil the others."""
+        response = dispatch_to_serializable(
+            "",
+            methods=self._methods,
+            context=client,
+            deserializer=lambda _: request,
+            validator=self._check_envelope,
+        )
+        return _with_kind(response)
+
+    def _bind(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Result]:
+        checks = {param.name: fastjsonschema.compile(param.schema) for param in method.params}
+
+        def call(client: Client, *args: Any, **kwargs: Any) -> Result:
+            began = time.monotonic()
+            outcome: VolattachError | None = None
+            params: dict[str, Any] = {}
+            try:
+                _check_role(method, client)
+                params = _bind_params(method, args, kwargs, checks)
+                return Success(handler(client.caller, **params))
+            except VolattachError as error:
+                outcome = error
+            except JournalFailed as error:
+                outcome = Busy(f"{error}; the daemon starts again from what is on the disk", "send the call again")
+            finally:
+                _log_call(method, client, params, outcome, time.monotonic() - began)
+            return Error(outcome.code, outcome.message, error_data(outcome))
+
+        return _reporting_bugs(method, call)
+
+
+def _reporting_bugs(method: Method, call: Callable[..., Result]) -> Callable[..., Result]:
+    def guarded(client: Client, *args: Any, **kwargs: Any) -> Result:
+        try:
+            return call(client, *args, **kwargs)
+        except Exception:
+            log.exception("%s: a bug in volattachd", method.name)
+            data = {"kind": "InternalError", "retriable": False}
+            return Error(INTERNAL_ERROR, f"{method.name} hit a bug in volattachd; its log has the details", data)
+
+    return guarded
+
+
+def _check_role(method: Method, client: Client) -> None:
+    if client.role < method.role:
+        raise PermissionDenied(
+            f"{method.name} needs the role {method.role.name.lower()}, and uid {client.peer.uid} is"
+            f" {client.role.name.lower()}",
+            "an admin grants roles in [access] of the configuration",
+        )
+
+
+def _bind_params(
+    method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], checks: Mapping[str, Callable[[Any], Any]]
+) -> dict[str, Any]:
+    """The parameters by name, checked; a null counts as left out."""
+    names = [param.name for param in method.params]
+    if len(args) > len(names):
+        raise InvalidParams(f"{method.name} takes at most {len(names)} parameters: {', '.join(names) or 'none'}")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise InvalidParams(f"{method.name} has no parameter {unknown[0]!r}; it has {', '.join(names) or 'none'}")
+    params = {name: value for name, value in given.items() if value is not None}
+    for param in method.params:
+        if param.name in params:
+            _check_value(method, param, params[param.name], checks[param.name])
+        elif param.required:
+            raise InvalidParams(f"{method.name} needs the parameter {param.name!r} ({param.summary})")
+    return params
+
+
+def _check_value(method: Method, param: Param, value: Any, check: Callable[[Any], Any]) -> None:
+    try:
+        check(value)
+    except fastjsonschema.JsonSchemaValueException as error:
+        place = str(error.name)  # "data" is the value itself, "data.initiator" a part of it
+        shown = json.dumps(error.value, ensure_ascii=True)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        if place == "data" and error.rule != "required":
+            why = f"must be {param.schema.get('description', param.summary)}"
+        else:
+            why = str(error.message).removeprefix(place).strip()
+        what = param.name + place.removeprefix("data")
+        raise InvalidInput(f"{method.name}: {what} cannot be {shown}: it {why}") from None
+
+
+def _with_kind(response: Any) -> Any:
+    """jsonrpcserver's own refusals, with the ``data`` that every error of ours has."""
+    if response is not None and "error" in response:
+        error = response["error"]
+        if not isinstance(error.get("data"), dict):
+            detail = error.get("data")
+            kind = _JSONRPC_KINDS[error["code"]]
+            error["data"] = {"kind": kind, "retriable": False, **({"detail": detail} if detail else {})}
+    return response
+
+
+def error_data(error: VolattachError) -> dict[str, Any]:
+    """The ``data`` member of an error's answer."""
+    data = {"kind": error.kind, "retriable": error.retriable, **error.details}
+    if error.correction is not None:
+        data["correction"] = error.correction
+    return data
+
+
+def refusal(error: strictjson.Refused) -> dict[str, Any]:
+    """The answer to a message that could not be read, and so has no id."""
+    broken = isinstance(error, strictjson.NotJson)
+    code, kind = (PARSE_ERROR, "ParseError") if broken else (INVALID_REQUEST, "InvalidRequest")
+    data = {"kind": kind, "retriable": False}
+    return {"jsonrpc": "2.0", "error": {"code": code, "message": f"{kind}: {error}", "data": data}, "id": None}
+
+
+def _log_call(
+    method: Method, client: Client, params: Mapping[str, Any], error: VolattachError | None, seconds: float
+) -> None:
+    """One line for each acknowledged or refused change; reads are told at the debug level only."""
+    level = logging.INFO if method.changes else logging.DEBUG
+    about = " ".join(f"{key}={params[key]}" for key in ("volume", "attachment_id") if key in params)
+    outcome = "ok" if error is None else f"{error.kind}: {error.message}"
+    log.log(
+        level if error is None else max(level, logging.INFO),
+        "%s %s uid=%d pid=%d %.1f ms: %s",
+        method.name,
+        about,
+        client.peer.uid,
+        client.peer.pid,
+        seconds * 1000,
+        outcome,
+    )

@@ -1,0 +1,258 @@
+"""The server: a listening Unix socket, and one thread for each connection.
+
+A connection's calls are answered in order, by its own thread; whoever wants calls side by side opens more
+connections. A thread that writes to a client which does not read stops reading from it, so what a client can make
+the daemon hold is one message and one answer.
+"""
+
+from __future__ import annotations
+
+import grp
+import logging
+import os
+import socket
+import stat
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from volattachd.errors import Busy, ConfigError
+from volattachd.rpc import strictjson
+from volattachd.rpc.access import Access, Peer, peer_of
+from volattachd.rpc.dispatch import Client, Dispatcher, error_data, refusal
+from volattachd.rpc.framing import Decoder, Frame
+from volattachd.turns import Deadline
+
+log = logging.getLogger(__name__)
+
+SOCKET_GROUP = "volattach"
+#: sd_listen_fds(3): the first descriptor that systemd hands over.
+_FIRST_ACTIVATED = 3
+_BACKLOG = 128
+_CHUNK = 65536
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may take. Times in seconds."""
+
+    connections: int
+    connections_per_uid: int
+    message_seconds: float
+    unread_seconds: float
+
+
+class Server:
+    """Serves one listening socket until it is stopped."""
+
+    def __init__(self, listener: socket.socket, dispatcher: Dispatcher, access: Access, limits: Limits) -> None:
+        self._listener = listener
+        self._dispatcher = dispatcher
+        self.access = access
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, int] = {}
+        self._by_uid: Counter[int] = Counter()
+        self._stopping = False
+
+    def run(self) -> None:
+        """Accept until ``stop``."""
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._stopping:
+                    return
+                log.exception("cannot accept a connection")
+                threading.Event().wait(0.1)  # out of descriptors, say: do not spin
+                continue
+            self._admit(connection)
+
+    def stop(self) -> None:
+        """Accept no more, and end every connection after the answer that is being made."""
+        self._stopping = True
+        # shutdown(2) of a listening socket wakes accept; close alone would leave it asleep.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            _shut(connection, socket.SHUT_RD)
+
+    def _admit(self, connection: socket.socket) -> None:
+        try:
+            peer = peer_of(connection)
+        except OSError as error:
+            log.warning("refused a connection: the kernel does not tell whose it is: %s", error)
+            connection.close()
+            return
+        refusal = self._register(connection, peer)
+        if refusal is not None:
+            log.warning("refused a connection of uid %d pid %d: %s", peer.uid, peer.pid, refusal.message)
+            connection.settimeout(0)
+            _send_error(connection, refusal)
+            connection.close()
+            return
+        thread = threading.Thread(target=self._serve, args=(connection, peer), name=f"uid {peer.uid}", daemon=True)
+        thread.start()
+
+    def _register(self, connection: socket.socket, peer: Peer) -> Busy | None:
+        with self._lock:
+            if len(self._open) >= self._limits.connections:
+                return Busy(f"all {self._limits.connections} connections are in use", "close one, or try again later")
+            if self._by_uid[peer.uid] >= self._limits.connections_per_uid:
+                limit = self._limits.connections_per_uid
+                return Busy(
+                    f"uid {peer.uid} has all of its {limit} connections open", "close one, or try again later"
+                )
+            self._open[connection] = peer.uid
+            self._by_uid[peer.uid] += 1
+        return None
+
+    def _serve(self, connection: socket.socket, peer: Peer) -> None:
+        try:
+            Conversation(connection, self._dispatcher, Client(peer, self.access.role_of(peer)), self._limits).run()
+        except OSError as error:
+            log.debug("the connection of uid %d pid %d ended: %s", peer.uid, peer.pid, error)
+        finally:
+            with self._lock:
+                del self._open[connection]
+                self._by_uid[peer.uid] -= 1
+            connection.close()
+
+
+class Conversation:
+    """One connection, from its first byte to its last."""
+
+    def __init__(self, connection: socket.socket, dispatcher: Dispatcher, client: Client, limits: Limits) -> None:
+        self._connection = connection
+        self._dispatcher = dispatcher
+        self._client = client
+        self._limits = limits
+        self._decoder = Decoder()
+        self._deadline: Deadline | None = None
+
+    def run(self) -> None:
+        """Answer message after message; returns at the end of the stream, or where it is broken."""
+        while True:
+            data = self._receive()
+            if data is None:
+                seconds = self._limits.message_seconds
+                self._refuse(Busy(f"the message was not complete after {seconds:g} s", "send it again in one go"))
+                return
+            frames = self._decoder.feed(data) if data else self._decoder.close()
+            if not all(self._handle(frame) for frame in frames) or self._decoder.broken:
+                return
+
+    def _receive(self) -> bytes | None:
+        """The next bytes; empty at the end of the stream, None where a message took too long."""
+        if not self._decoder.pending:
+            self._deadline = None
+        elif self._deadline is None:
+            self._deadline = Deadline(self._limits.message_seconds)
+        self._connection.settimeout(None if self._deadline is None else max(self._deadline.left(), 0.001))
+        try:
+            return self._connection.recv(_CHUNK)
+        except TimeoutError:
+            return None
+
+    def _handle(self, frame: Frame) -> bool:
+        """Answer one frame; False where what follows it cannot be trusted: the stream is to be closed."""
+        try:
+            if frame.error is not None:
+                raise frame.error
+            answer = self._dispatcher.answer(frame.data, self._client)
+        except strictjson.Refused as error:
+            self._send(strictjson.dumps(refusal(error)))
+            return not isinstance(error, strictjson.NotJson)
+        if answer is not None:
+            self._send(answer)
+        return True
+
+    def _send(self, answer: bytes) -> None:
+        """Send one answer in a line of its own. Raises TimeoutError where the client does not take it."""
+        self._connection.settimeout(self._limits.unread_seconds)
+        self._connection.sendall(answer + b"\n")
+
+    def _refuse(self, error: Busy) -> None:
+        self._connection.settimeout(self._limits.unread_seconds)
+        _send_error(self._connection, error)
+
+
+def _send_error(connection: socket.socket, error: Busy) -> None:
+    body = {"code": error.code, "message": error.message, "data": error_data(error)}
+    try:
+        connection.sendall(strictjson.dumps({"jsonrpc": "2.0", "error": body, "id": None}) + b"\n")
+    except OSError as failure:
+        log.debug("could not tell a client why it is refused: %s", failure)
+
+
+def _shut(connection: socket.socket, how: int) -> None:
+    try:
+        connection.shutdown(how)
+    except OSError as error:
+        log.debug("a connection was closed already: %s", error)
+
+
+# The listening socket.
+
+
+def activated_socket() -> socket.socket | None:
+    """The socket that systemd hands over (sd_listen_fds(3)), or None where it hands over none."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    listener = socket.socket(fileno=_FIRST_ACTIVATED)
+    if listener.family != socket.AF_UNIX or listener.type != socket.SOCK_STREAM:
+        raise ConfigError("the socket that systemd handed over is not a Unix stream socket: see ListenStream=")
+    os.set_inheritable(_FIRST_ACTIVATED, False)
+    return listener
+
+
+def bind_socket(path: Path) -> socket.socket:
+    """Listen on ``path`` with mode 0660, root and group ``volattach`` (where there is one).
+
+    The mode is set by the umask before the socket exists: there is no moment in which others could connect. Call
+    it before there are threads, because the umask is the whole process's.
+    Raises ConfigError where another process serves the path, or where it is not a socket.
+    """
+    _make_way(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {path}: {error.strerror}") from error
+    finally:
+        os.umask(before)
+    gid = _group_id(SOCKET_GROUP)
+    if gid is not None:
+        os.chown(path, -1, gid)
+    os.chmod(path, 0o660)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _make_way(path: Path) -> None:
+    """Remove a socket that nobody serves any more, and nothing else."""
+    path.parent.mkdir(mode=0o755, exist_ok=True)
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ConfigError(f"another process serves {path}")
+
+
+def _group_id(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None

@@ -1,0 +1,623 @@
+"""The calls: where lifecycle, journal and converge meet.
+
+One call is: take the volume's turn → check the transition → commit what should be → converge → answer. The
+laws that make it safe to die anywhere in between:
+
+1. Access is taken away, and access is given, after the commit that says so: a crash is finished by start-up.
+2. Forgetting comes last. Where a call ends an attachment (→ gone), the target is made as if it had ended, and seen
+   to be so, before the row goes: no grant can outlive its row.
+3. A driver's failure commits the way back, and is reported: the attachment is where it was, and the call can be
+   sent again. Where even the target's way back fails, a condition says so and the passes go on trying.
+
+Handlers have the names and the parameters of the method table (rpc/methods.py), which has checked the
+values' shapes before they come here. Nothing here knows that JSON exists.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from volattachd import __version__
+from volattachd.config import Config
+from volattachd.converge import Converger, export_of
+from volattachd.devices import check_unused, inspect_device, verify_device
+from volattachd.drivers.base import TargetDriver
+from volattachd.errors import (
+    AlreadyExists,
+    AttachmentNotFound,
+    Busy,
+    DriverError,
+    InvalidInput,
+    InvalidVolume,
+    InvalidVolumeAttachMode,
+    PermissionDenied,
+    SessionActive,
+    VolumeNotFound,
+)
+from volattachd.journal import Change, Journal
+from volattachd.lifecycle import GRANTED, Call, moves, next_state
+from volattachd.model import Attachment, Caller, Condition, Mode, Secret, State, Volume, now, parse_initiator
+from volattachd.portals import reachable_portals
+from volattachd.turns import Deadline, Turns, Workers
+from volattachd.upkeep import Conditions, Repairer, Upkeep
+from volattachd.views import attachment_view, connection_view, gone_view, volume_view
+
+T = TypeVar("T")
+View = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+#: Who the journal names for what the daemon does by itself.
+_DAEMON = Caller(uid=0, pid=0, admin=True)
+_REGISTRY = "the registry of volumes"
+
+
+class Service:
+    """The calls, over one journal and one target."""
+
+    def __init__(self, config: Config, journal: Journal, driver: TargetDriver) -> None:
+        self.journal = journal
+        self.driver = driver
+        self._patience = config.call_seconds
+        self._ttl = config.ttl
+        self._turns = Turns()
+        self._workers = Workers()
+        self._conditions = Conditions()
+        self._converger = Converger(driver, verify_device)
+        self._repairer = Repairer(journal, self._converger, self._conditions)
+        self.upkeep = Upkeep(
+            journal,
+            self._converger,
+            self._conditions,
+            self._turns,
+            self._workers,
+            interval=config.interval,
+            patience=config.call_seconds,
+        )
+        self._reserved_until = {
+            row.id: Deadline(row.ttl or self._ttl) for row in journal.attachments.all() if row.state is State.RESERVED
+        }
+        self.upkeep.expire = self.expire_reservations
+        self.ready = False
+
+    # The life cycle.
+
+    def reserve_volume(
+        self,
+        caller: Caller,
+        volume: str,
+        attachment_id: str | None = None,
+        mode: str = "rw",
+        instance_uuid: str | None = None,
+        ttl: float | None = None,
+    ) -> View:
+        """Take the volume for one attachment."""
+
+        def body() -> View:
+            row = self._volume(volume)
+            if attachment_id is None:
+                return self._reserve(caller, row, str(uuid.uuid4()), Mode(mode), instance_uuid, ttl)
+            with self._turns.hold(f"attachment {attachment_id}", self._patience):
+                found = self._find(row, attachment_id)
+                if found is not None:
+                    self._check_owner(caller, found)
+                    return attachment_view(found)
+                if self.journal.last_of(attachment_id) is not None:
+                    raise InvalidInput(f"attachment {attachment_id} has ended", "reserve with a new attachment_id")
+                return self._reserve(caller, row, attachment_id, Mode(mode), instance_uuid, ttl)
+
+        return self._in_turn(volume, Call.RESERVE.value, body)
+
+    def _reserve(
+        self,
+        caller: Caller,
+        volume: Volume,
+        name: str,
+        mode: Mode,
+        instance_uuid: str | None,
+        ttl: float | None,
+    ) -> View:
+        self._check_mode(volume, mode)
+        others = self.journal.attachments.of_volume(volume.id)
+        if others and not volume.multiattach:
+            raise InvalidVolume(
+                f"cannot reserve_volume {volume.id!r}: attachment {others[0].id} is {others[0].state.value}",
+                "detach that attachment first",
+                attachments=[other.id for other in others],
+            )
+        state = next_state(State.GONE, Call.RESERVE, volume.id)
+        at = now()
+        row = Attachment(name, volume.id, state, mode, caller.uid, at, at, instance_uuid=instance_uuid, ttl=ttl)
+        self._commit(Call.RESERVE.value, caller, None, row)
+        self._reserved_until[name] = Deadline(ttl or self._ttl)
+        return attachment_view(row)
+
+    def initialize_connection(
+        self, caller: Caller, volume: str, connector: Mapping[str, Any], attachment_id: str | None = None
+    ) -> View:
+        """Export the volume if it is not, and grant this connector alone; the answer is the connection info."""
+        initiator = parse_initiator(connector.get("initiator"))
+
+        def body() -> View:
+            row = self._volume(volume)
+            before = self._require(caller, row, Call.INITIALIZE, attachment_id)
+            state = next_state(before.state, Call.INITIALIZE, volume)
+            portals = reachable_portals(self.driver.portals, connector.get("ip"))
+            after = before
+            if state is not before.state:
+                secret = self._secret_for(before, initiator)
+                kept = {**connector, "initiator": initiator}
+                after = replace(before, state=state, connector=kept, secret=secret, updated_at=now())
+                self._move(Call.INITIALIZE, caller, row, before, after)
+            elif before.initiator != initiator:
+                raise InvalidVolume(
+                    f"cannot initialize_connection volume {volume!r}: attachment {before.id} is connected to"
+                    f" {before.initiator}",
+                    "call terminate_connection for that initiator first",
+                    state=before.state.value,
+                )
+            return connection_view(row, after, portals, self.driver.lun)
+
+        return self._in_turn(volume, Call.INITIALIZE.value, body, touches_target=True)
+
+    def attach(
+        self,
+        caller: Caller,
+        volume: str,
+        instance_uuid: str | None = None,
+        host_name: str | None = None,
+        mount_point: str | None = None,
+        mode: str | None = None,
+        attachment_id: str | None = None,
+    ) -> View:
+        """Finalise the attachment for an instance or a host."""
+        if instance_uuid is None and host_name is None:
+            raise InvalidInput("attach needs instance_uuid or host_name", "say who uses the volume")
+
+        def body() -> View:
+            row = self._volume(volume)
+            before = self._require(caller, row, Call.ATTACH, attachment_id)
+            state = next_state(before.state, Call.ATTACH, volume)
+            if mode is not None and mode != before.mode.value:
+                raise InvalidVolumeAttachMode(
+                    f"cannot attach volume {volume!r} as {mode}: attachment {before.id} was reserved as"
+                    f" {before.mode.value}"
+                )
+            if state is before.state:
+                self._check_same_user(before, instance_uuid, host_name)
+                return attachment_view(before)
+            after = replace(
+                before,
+                state=state,
+                instance_uuid=instance_uuid or before.instance_uuid,
+                host_name=host_name,
+                mount_point=mount_point,
+                updated_at=now(),
+            )
+            return self._move(Call.ATTACH, caller, row, before, after)
+
+        return self._in_turn(volume, Call.ATTACH.value, body)
+
+    def begin_detaching(self, caller: Caller, volume: str, attachment_id: str | None = None) -> View:
+        """Say that the client is letting go; access is still granted."""
+        return self._in_turn(
+            volume,
+            Call.BEGIN_DETACHING.value,
+            lambda: self._simple_move(caller, volume, Call.BEGIN_DETACHING, attachment_id),
+        )
+
+    def roll_detaching(self, caller: Caller, volume: str, attachment_id: str | None = None) -> View:
+        """Undo begin_detaching."""
+        return self._in_turn(
+            volume,
+            Call.ROLL_DETACHING.value,
+            lambda: self._simple_move(caller, volume, Call.ROLL_DETACHING, attachment_id),
+        )
+
+    def unreserve_volume(self, caller: Caller, volume: str, attachment_id: str | None = None) -> View:
+        """Undo reserve_volume."""
+
+        def body() -> View:
+            self._simple_move(caller, volume, Call.UNRESERVE, attachment_id, gone_is_fine=True)
+            return self._view(self._volume(volume))
+
+        return self._in_turn(volume, Call.UNRESERVE.value, body)
+
+    def terminate_connection(
+        self,
+        caller: Caller,
+        volume: str,
+        connector: Mapping[str, Any],
+        force: bool = False,
+        attachment_id: str | None = None,
+    ) -> View:
+        """Revoke the grant; with ``force`` (admins only) even of an initiator that is logged in."""
+        initiator = parse_initiator(connector.get("initiator"))
+        if force and not caller.admin:
+            raise PermissionDenied("terminate_connection with force is for admins", "log the initiator out instead")
+        call = Call.FORCE if force else Call.TERMINATE
+
+        def body() -> View:
+            row = self._volume(volume)
+            before = self._select(caller, row, call, attachment_id, initiator)
+            if before is None:
+                return self._gone(row, attachment_id)
+            state = next_state(before.state, call, volume)
+            if before.initiator != initiator:
+                raise InvalidInput(
+                    f"cannot terminate_connection volume {volume!r}: attachment {before.id} is connected to"
+                    f" {before.initiator}, not to {initiator}"
+                )
+            if state is before.state:
+                return attachment_view(before)
+            if not force:
+                self._check_no_session(row, before)
+            after = replace(before, state=state, secret=None, updated_at=now())
+            return self._move(call, caller, row, before, after)
+
+        return self._in_turn(volume, Call.TERMINATE.value, body, touches_target=True)
+
+    def detach(self, caller: Caller, volume: str, attachment_id: str | None = None) -> View:
+        """Forget the attachment, after seeing that the target grants it nothing; the answer is the volume."""
+
+        def body() -> View:
+            self._simple_move(caller, volume, Call.DETACH, attachment_id, gone_is_fine=True)
+            return self._view(self._volume(volume))
+
+        return self._in_turn(volume, Call.DETACH.value, body, touches_target=True)
+
+    # The registry.
+
+    def register_volume(
+        self, caller: Caller, volume: str, path: str, multiattach: bool = False, read_only: bool = False
+    ) -> View:
+        """Take a device into care, after checking that nothing else uses it."""
+        with self._turns.hold(_REGISTRY, self._patience):
+            found = self.journal.volumes.get(volume)
+            if found is not None:
+                if (found.path, found.multiattach, found.read_only) == (path, multiattach, read_only):
+                    return self._view(found)
+                raise AlreadyExists(f"volume {volume!r} is registered already, for {found.path}", "use another name")
+            device = inspect_device(path)
+            check_unused(path, read_only, self.journal.volumes.values())
+            serial = self._new_serial()
+            target_name = f"{self.driver.iqn_prefix}:{volume}.{serial[:8]}"
+            row = Volume(volume, path, device, multiattach, read_only, target_name, serial, now())
+            self.driver.check_volume(row)
+            self.journal.commit(Change("register_volume", caller, volume, after=volume_view(row, (), ()), put=row))
+            return self._view(row)
+
+    def unregister_volume(self, caller: Caller, volume: str) -> View:
+        """Forget an available volume; its data stays."""
+
+        def body() -> View:
+            row = self.journal.volumes.get(volume)
+            if row is None:
+                last = self.journal.history(volume=volume, limit=1)
+                if last and last[0]["call"] == "unregister_volume":
+                    return {"volume": volume}
+                row = self._volume(volume)
+            attachments = self.journal.attachments.of_volume(volume)
+            if attachments:
+                raise InvalidVolume(
+                    f"cannot unregister_volume {volume!r}: it has attachments",
+                    "detach them first",
+                    attachments=[a.id for a in attachments],
+                )
+            self._repairer.converge(export_of(row, ()))
+            self.journal.commit(
+                Change("unregister_volume", caller, volume, before=volume_view(row, (), ()), drop=row)
+            )
+            self._conditions.clear(volume)
+            return {"volume": volume}
+
+        return self._in_turn(volume, "unregister_volume", body, touches_target=True)
+
+    # Looking.
+
+    def list_volumes(self, caller: Caller) -> list[View]:
+        """Every registered volume."""
+        return [self._view(volume) for volume in list(self.journal.volumes.values())]
+
+    def show_volume(self, caller: Caller, volume: str) -> View:
+        """One volume."""
+        return self._view(self._volume(volume))
+
+    def list_attachments(self, caller: Caller, volume: str | None = None) -> list[View]:
+        """Every attachment, or those of one volume."""
+        if volume is None:
+            return [attachment_view(row) for row in self.journal.attachments.all()]
+        return [attachment_view(row) for row in self.journal.attachments.of_volume(self._volume(volume).id)]
+
+    def show_attachment(self, caller: Caller, attachment_id: str) -> View:
+        """One attachment; one that has ended has the state ``gone``."""
+        row = self.journal.attachments.get(attachment_id)
+        if row is not None:
+            return attachment_view(row)
+        return self._last_seen(attachment_id)
+
+    def get_history(
+        self,
+        caller: Caller,
+        volume: str | None = None,
+        attachment_id: str | None = None,
+        since: int | None = None,
+        limit: int = 100,
+    ) -> list[View]:
+        """What happened, oldest first."""
+        return self.journal.history(volume, attachment_id, since, limit)
+
+    def reconcile(self, caller: Caller, dry_run: bool = False) -> View:
+        """What differs between journal and target, as the steps that mend it; without dry_run, mends it."""
+        return {"dry_run": dry_run, "volumes": self.upkeep.reconcile(dry_run=dry_run)}
+
+    def get_status(self, caller: Caller) -> View:
+        """Whether the daemon is ready, what is degraded and why, and what is pending."""
+        degraded = self.degraded()
+        return {
+            "ready": self.ready,
+            "degraded": [f"{name}: {c.kind}: {c.message}" for name, c in degraded],
+            "version": __version__,
+            "driver": self.driver.name,
+            "portals": [str(portal) for portal in self.driver.portals],
+            "volumes": len(self.journal.volumes),
+            "attachments": len(self.journal.attachments),
+            "pending": [name for name, c in degraded if c.kind == "Pending"],
+            "seq": self.journal.seq,
+            "boot_id": self.journal.boot_id,
+        }
+
+    def degraded(self) -> list[tuple[str, Condition]]:
+        """Every condition with the name of its volume."""
+        return [(name, condition) for name, found in sorted(self._conditions.all().items()) for condition in found]
+
+    def expire_reservations(self) -> None:
+        """End the reservations whose time is over. What has a connection never expires."""
+        over = [name for name, deadline in list(self._reserved_until.items()) if deadline.left() == 0]
+        for name in over:
+            row = self.journal.attachments.get(name)
+            if row is not None and row.state is State.RESERVED:
+                try:
+                    self.unreserve_volume(_DAEMON, row.volume, name)
+                except Busy:
+                    continue  # a call is working on it: the next pass sees what became of it
+                log.info("volume %s: reservation %s has expired", row.volume, name)
+            self._reserved_until.pop(name, None)
+
+    # Moving an attachment.
+
+    def _simple_move(
+        self, caller: Caller, volume: str, call: Call, attachment_id: str | None, gone_is_fine: bool = False
+    ) -> View:
+        """A move that changes nothing but the state."""
+        row = self._volume(volume)
+        before = self._select(caller, row, call, attachment_id)
+        if before is None:
+            return {} if gone_is_fine else self._gone(row, attachment_id)
+        state = next_state(before.state, call, volume)
+        if state is before.state:
+            return attachment_view(before)
+        return self._move(call, caller, row, before, replace(before, state=state, updated_at=now()))
+
+    def _move(self, call: Call, caller: Caller, volume: Volume, before: Attachment, after: Attachment) -> View:
+        """Commit and converge, in the order that the laws at the top ask for."""
+        rows = self.journal.attachments.of_volume(volume.id)
+        others = [row for row in rows if row.id != before.id]
+        was = export_of(volume, [*others, before])
+        want = export_of(volume, [*others, after])
+        if after.state is State.GONE:
+            self._converge_or(want, lambda: None, was)
+            self._commit(call.value, caller, before, None)
+            self._reserved_until.pop(before.id, None)
+            return gone_view(attachment_view(before))
+        self._commit(call.value, caller, before, after)
+        self._converge_or(want, lambda: self._commit(f"undo {call.value}", caller, after, before), was)
+        return attachment_view(after)
+
+    def _converge_or(self, want: Any, undo: Callable[[], None], was: Any) -> None:
+        """Converge to ``want``; where the driver fails, undo, converge back to ``was``, and report the failure."""
+        if want == was:
+            return
+        try:
+            self._repairer.converge(want)
+        except DriverError:
+            undo()
+            try:
+                self._repairer.converge(was)
+            except DriverError as error:
+                log.warning("volume %s: the way back failed too: %s", want.volume.id, error.message)
+            raise
+
+    def _commit(self, call: str, caller: Caller, before: Attachment | None, after: Attachment | None) -> None:
+        row = after or before
+        assert row is not None
+        self.journal.commit(
+            Change(
+                call,
+                caller,
+                row.volume,
+                row.id,
+                before=None if before is None else attachment_view(before),
+                after=None if after is None else attachment_view(after),
+                put=after,
+                drop=before if after is None else None,
+            )
+        )
+
+    def _in_turn(self, volume: str, call: str, body: Callable[[], T], *, touches_target: bool = False) -> T:
+        """Run ``body`` while the volume has no other call; Busy where the caller's deadline comes first."""
+        deadline = Deadline(self._patience)
+        if not self._turns.take(volume, deadline.left()):
+            waits_for = self._converger.current.get(volume, "another call")
+            raise Busy(f"cannot {call} volume {volume!r} now: it waits for {waits_for}", "send the call again")
+
+        def turn() -> T:
+            try:
+                return body()
+            finally:
+                self._conditions.clear(volume, "Pending")
+                self._turns.give_back(volume)
+
+        if not touches_target:
+            return turn()
+        task = self._workers.submit(turn)
+        if not task.wait(deadline.left()):
+            waits_for = self._converger.current.get(volume, "the target")
+            self._conditions.set(volume, "Pending", f"{call} waits for: {waits_for}")
+            raise Busy(
+                f"{call} of volume {volume!r} is not done after {self._patience:g} s: it waits for {waits_for}",
+                "it goes on by itself; send the call again for its answer",
+            )
+        return task.result()
+
+    # Finding.
+
+    def _volume(self, volume: str) -> Volume:
+        row = self.journal.volumes.get(volume)
+        if row is None:
+            raise VolumeNotFound(f"volume {volume!r} is not registered", "see list_volumes")
+        return row
+
+    def _find(self, volume: Volume, attachment_id: str) -> Attachment | None:
+        row = self.journal.attachments.get(attachment_id)
+        if row is not None and row.volume != volume.id:
+            raise InvalidInput(f"attachment {attachment_id} belongs to volume {row.volume!r}, not to {volume.id!r}")
+        return row
+
+    def _require(self, caller: Caller, volume: Volume, call: Call, attachment_id: str | None) -> Attachment:
+        """The attachment that a call is about; one that is not there is the wrong state for the call."""
+        row = self._select(caller, volume, call, attachment_id)
+        if row is None:
+            next_state(State.GONE, call, volume.id)
+            raise AssertionError(f"the table lets {call.value} start from gone, but it needs an attachment")
+        return row
+
+    def _select(
+        self,
+        caller: Caller,
+        volume: Volume,
+        call: Call,
+        attachment_id: str | None,
+        initiator: str | None = None,
+    ) -> Attachment | None:
+        """The attachment that a call is about; None where it has ended, or where the volume has none."""
+        if attachment_id is not None:
+            row = self._find(volume, attachment_id)
+            if row is None:
+                self._check_ended_here(volume, attachment_id)
+        else:
+            row = self._only_candidate(caller, volume, call, initiator)
+        if row is not None:
+            self._check_owner(caller, row)
+        return row
+
+    def _only_candidate(self, caller: Caller, volume: Volume, call: Call, initiator: str | None) -> Attachment | None:
+        rows = self.journal.attachments.of_volume(volume.id)
+        if len(rows) < 2:
+            return rows[0] if rows else None
+        own = [row for row in rows if caller.admin or row.owner == caller.uid]
+        fitting = [row for row in own if initiator is None or row.initiator == initiator]
+        moving = [row for row in fitting if moves(row.state, call)]
+        if len(moving) == 1:
+            return moving[0]
+        raise InvalidVolume(
+            f"cannot {call.value} volume {volume.id!r}: it has {len(rows)} attachments",
+            "say which one with attachment_id",
+            attachments=[row.id for row in moving or rows],
+        )
+
+    def _check_ended_here(self, volume: Volume, attachment_id: str) -> None:
+        last = self.journal.last_of(attachment_id)
+        if last is None:
+            raise AttachmentNotFound(
+                f"volume {volume.id!r} has no attachment {attachment_id}", "see list_attachments"
+            )
+        if last["volume"] != volume.id:
+            raise InvalidInput(f"attachment {attachment_id} belonged to volume {last['volume']!r}")
+
+    def _gone(self, volume: Volume, attachment_id: str | None) -> View:
+        if attachment_id is not None:
+            return self._last_seen(attachment_id)
+        last = self.journal.last_ended(volume.id)
+        if last is None:
+            raise AttachmentNotFound(f"volume {volume.id!r} has never had an attachment", "call reserve_volume first")
+        return gone_view(last["before"])
+
+    def _last_seen(self, attachment_id: str) -> View:
+        last = self.journal.last_of(attachment_id)
+        if last is None:
+            raise AttachmentNotFound(f"there is no attachment {attachment_id}", "see list_attachments")
+        return gone_view(last["before"] or last["after"])
+
+    def _view(self, volume: Volume) -> View:
+        rows = self.journal.attachments.of_volume(volume.id)
+        return volume_view(volume, rows, self._conditions.of(volume.id))
+
+    # Checking.
+
+    def _check_owner(self, caller: Caller, row: Attachment) -> None:
+        if not caller.admin and caller.uid != row.owner:
+            raise PermissionDenied(
+                f"attachment {row.id} of volume {row.volume!r} belongs to uid {row.owner}, not to uid {caller.uid}",
+                "ask its owner or an admin",
+            )
+
+    def _check_mode(self, volume: Volume, mode: Mode) -> None:
+        if mode is Mode.RW and volume.read_only:
+            raise InvalidVolumeAttachMode(f"volume {volume.id!r} is read-only", "reserve it with mode ro")
+        if mode is Mode.RO and not volume.read_only and not self.driver.capabilities.per_grant_mode:
+            raise InvalidVolumeAttachMode(
+                f"the {self.driver.name} driver cannot give one attachment of volume {volume.id!r} read-only access",
+                "register the volume as read-only, or use the lio driver",
+            )
+
+    def _check_same_user(self, row: Attachment, instance_uuid: str | None, host_name: str | None) -> None:
+        if row.host_name != host_name or instance_uuid not in (None, row.instance_uuid):
+            raise InvalidVolume(
+                f"cannot attach volume {row.volume!r}: attachment {row.id} is attached to instance"
+                f" {row.instance_uuid} on host {row.host_name}",
+                "detach it first",
+                state=row.state.value,
+            )
+
+    def _check_no_session(self, volume: Volume, row: Attachment) -> None:
+        """Raise SessionActive where revoking would cut an initiator off that is still logged in."""
+        rows = self.journal.attachments.of_volume(volume.id)
+        if any(r.id != row.id and r.initiator == row.initiator and r.state in GRANTED for r in rows):
+            return  # the host keeps its access, and its session, through another attachment
+        for session in self.driver.list_sessions(volume.target_name):
+            if session.initiator == row.initiator:
+                at = f" from {session.address}" if session.address else ""
+                raise SessionActive(
+                    f"cannot terminate_connection volume {volume.id!r}: {session.initiator} is still logged in{at}",
+                    "log the initiator out first; an admin may use force",
+                )
+
+    def _secret_for(self, row: Attachment, initiator: str) -> Secret:
+        """New credentials, or those that the same initiator already uses for this volume.
+
+        A target knows one access rule for an initiator, so attachments of one host share it: neither cuts the
+        other off by leaving. The credentials die with the last of them.
+        """
+        for other in self.journal.attachments.of_volume(row.volume):
+            if other.id != row.id and other.initiator == initiator and other.state in GRANTED and other.secret:
+                if other.mode is not row.mode:
+                    raise InvalidVolumeAttachMode(
+                        f"{initiator} already has {other.mode.value} access to volume {row.volume!r} through"
+                        f" attachment {other.id}; one host cannot have {row.mode.value} access beside it"
+                    )
+                return other.secret
+        return Secret(username=row.id, password=secrets.token_hex(16))
+
+    def _new_serial(self) -> str:
+        """A serial whose first 25 and first 7 digits no other volume has: WWID and HBA are made from them."""
+        taken = {row.serial[:7] for row in list(self.journal.volumes.values())}
+        while True:
+            serial = str(uuid.uuid4())
+            if serial[:7] not in taken:
+                return serial

@@ -1,0 +1,134 @@
+"""One at a time for each volume, and never for ever: locks by name, and threads that may be left behind.
+
+A step in the kernel may sleep uninterruptibly for as long as a device is stalled. So whatever touches the target
+runs in a worker thread that holds the volume's turn; the caller waits for it until its deadline, is told Busy, and
+leaves. The worker goes on, finishes when the device does, and only then gives the turn back. Workers are as many
+as are needed: one stalled volume costs one sleeping thread and holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
+
+from volattachd.errors import Busy
+
+T = TypeVar("T")
+
+#: An idle worker ends after this time, in seconds.
+_IDLE_SECONDS = 10.0
+
+
+class Task(Generic[T]):
+    """A piece of work and its outcome."""
+
+    def __init__(self, body: Callable[[], T]) -> None:
+        self._body = body
+        self._done = threading.Event()
+        self._result: T
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._result = self._body()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
+            self._error = error
+        finally:
+            self._done.set()
+
+    def wait(self, timeout: float) -> bool:
+        return self._done.wait(timeout)
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Workers:
+    """Threads that are reused while there is work and end when idle. They never keep the process alive."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[SimpleQueue[Task[object]]] = []
+
+    def submit(self, body: Callable[[], T]) -> Task[T]:
+        """Run ``body`` in a thread of its own; the answer tells of its outcome."""
+        task: Task[T] = Task(body)
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else None
+        if inbox is None:
+            inbox = SimpleQueue()
+            threading.Thread(target=self._work, args=(inbox,), name="worker", daemon=True).start()
+        inbox.put(task)  # type: ignore[arg-type]
+        return task
+
+    def _work(self, inbox: SimpleQueue[Task[object]]) -> None:
+        while True:
+            try:
+                task = inbox.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                with self._lock:
+                    if inbox in self._idle:
+                        self._idle.remove(inbox)
+                        return
+                continue  # somebody took this worker a moment ago: its task is on the way
+            task.run()
+            with self._lock:
+                self._idle.append(inbox)
+
+
+class Turns:
+    """Locks by name that exist while somebody wants them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[str, tuple[threading.Lock, int]] = {}
+
+    def take(self, name: str, timeout: float) -> bool:
+        """Take the turn within ``timeout`` seconds; True where it is taken."""
+        with self._lock:
+            turn, wanted_by = self._turns.get(name, (threading.Lock(), 0))
+            self._turns[name] = (turn, wanted_by + 1)
+        taken = turn.acquire(timeout=timeout) if timeout > 0 else turn.acquire(blocking=False)
+        if not taken:
+            self._forget(name)
+        return taken
+
+    def give_back(self, name: str) -> None:
+        """End the turn; any thread may do it."""
+        self._turns[name][0].release()
+        self._forget(name)
+
+    @contextmanager
+    def hold(self, name: str, timeout: float) -> Iterator[None]:
+        """The turn for a block. Raises Busy where it was not to be had in time."""
+        if not self.take(name, timeout):
+            raise Busy(f"{name} is busy with another call or a repair", "send the call again")
+        try:
+            yield
+        finally:
+            self.give_back(name)
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            turn, wanted_by = self._turns[name]
+            if wanted_by == 1:
+                del self._turns[name]
+            else:
+                self._turns[name] = (turn, wanted_by - 1)
+
+
+class Deadline:
+    """A point in time on the monotonic clock, in seconds from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds left, never below zero."""
+        return max(0.0, self._at - time.monotonic())

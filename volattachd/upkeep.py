@@ -1,0 +1,256 @@
+"""What happens without a call: the start, the periodic pass, repairs, and the end of old reservations.
+
+All of it is ``converge`` again, volume by volume, in worker threads of their own: a volume that waits for its device
+holds up neither the others nor the pass. A volume that failed is tried again with growing pauses; what is wrong
+with it stands as a condition until it is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from volattachd.converge import Converger, DeviceUnusable, export_of
+from volattachd.errors import DriverError, JournalFailed
+from volattachd.journal import Journal
+from volattachd.model import Condition, Export, Volume, now
+from volattachd.turns import Deadline, Task, Turns, Workers
+
+log = logging.getLogger(__name__)
+
+#: Pauses between tries for a volume that fails: doubled from the first to the last, in seconds.
+_FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0
+
+
+class Conditions:
+    """What is wrong with each volume now. The first time that something was seen is kept while it lasts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_volume: dict[str, dict[str, Condition]] = {}
+
+    def of(self, volume: str) -> list[Condition]:
+        """The conditions of one volume."""
+        return list(self._by_volume.get(volume, {}).values())
+
+    def all(self) -> dict[str, list[Condition]]:
+        """Every volume that has one."""
+        return {volume: list(found.values()) for volume, found in dict(self._by_volume).items()}
+
+    def set(self, volume: str, kind: str, message: str) -> None:
+        """Show a condition; what the log tells is that it began, or that its reason changed."""
+        with self._lock:
+            found = self._by_volume.get(volume, {})
+            before = found.get(kind)
+            since = before.since if before else now()
+            self._by_volume[volume] = {**found, kind: Condition(kind, message, since)}
+        if before is None or before.message != message:
+            log.warning("volume %s: %s: %s", volume, kind, message)
+
+    def clear(self, volume: str, *kinds: str) -> None:
+        """End conditions of these kinds; without any kind, all of the volume."""
+        with self._lock:
+            found = self._by_volume.get(volume, {})
+            ended = [kind for kind in found if not kinds or kind in kinds]
+            rest = {kind: condition for kind, condition in found.items() if kind not in ended}
+            if rest:
+                self._by_volume[volume] = rest
+            else:
+                self._by_volume.pop(volume, None)
+        for kind in ended:
+            log.info("volume %s: %s is over", volume, kind)
+
+
+#: What a converge finds out about a volume; Pending is the caller's matter.
+_CONVERGE_KINDS = ("DeviceMissing", "DeviceChanged", "TargetError")
+
+
+class Repairer:
+    """Converges one volume and keeps its conditions: what calls, start and passes have in common."""
+
+    def __init__(self, journal: Journal, converger: Converger, conditions: Conditions) -> None:
+        self._journal = journal
+        self._converger = converger
+        self._conditions = conditions
+
+    def wanted(self, volume: Volume) -> Export:
+        """What the journal asks for now."""
+        return export_of(volume, self._journal.attachments.of_volume(volume.id))
+
+    def converge(self, want: Export) -> list[str]:
+        """Converge, and record what is wrong. Raises DriverError as the converger does."""
+        name = want.volume.id
+        try:
+            done = self._converger.converge(want)
+        except DeviceUnusable as error:
+            self._conditions.set(name, error.condition.kind, error.condition.message)
+            raise
+        except DriverError as error:
+            self._conditions.set(name, "TargetError", error.message)
+            raise
+        self._conditions.clear(name, *_CONVERGE_KINDS)
+        return done
+
+
+#: Volumes visited at the same time: removals wait for RCU in the kernel, and 8 threads hide most of that.
+_SIDE_BY_SIDE = 8
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """A volume that a worker is looking after."""
+
+    volume: Volume
+    task: Task[dict[str, Any] | None]
+    deadline: Deadline
+
+
+@dataclass
+class _Backoff:
+    """When a failing volume is due again, on the monotonic clock."""
+
+    pause: float
+    due: float
+
+
+class Upkeep:
+    """The passes over all volumes, and the thread that makes them."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        converger: Converger,
+        conditions: Conditions,
+        turns: Turns,
+        workers: Workers,
+        *,
+        interval: float,
+        patience: float,
+    ) -> None:
+        self._journal = journal
+        self._converger = converger
+        self._conditions = conditions
+        self._repairer = Repairer(journal, converger, conditions)
+        self._turns = turns
+        self._workers = workers
+        self._interval = interval
+        self._patience = patience
+        self._backoffs: dict[str, _Backoff] = {}
+        self._stopped = threading.Event()
+        self.expire: Callable[[], None] = lambda: None
+        self.passes = 0
+
+    def start_up(self) -> None:
+        """Make the target what the journal says, revocations included, before anybody is served.
+
+        A volume that cannot be mended, or not in time, has a condition then; the others are served.
+        """
+        self.reconcile(dry_run=False)
+
+    def run(self) -> None:
+        """The periodic pass, until ``stop``."""
+        while not self._stopped.wait(self._interval):
+            try:
+                self.expire()
+                self.reconcile(dry_run=False, only_due=True)
+            except JournalFailed:
+                return  # the daemon is ending: its owner was told by the journal
+
+    def stop(self) -> None:
+        """End the periodic pass."""
+        self._stopped.set()
+
+    def reconcile(self, *, dry_run: bool, only_due: bool = False) -> list[dict[str, Any]]:
+        """One pass over all volumes and over targets that no volume accounts for.
+
+        The answer has one line for each that differed: the steps, and the error where one could not be mended.
+        """
+        volumes = [v for v in list(self._journal.volumes.values()) if not only_due or self._is_due(v.id)]
+        lines = [line for line in self._visit_all(volumes, dry_run) if line is not None]
+        lines += [self._visit_orphan(name, dry_run) for name in self._orphans()]
+        self.passes += 1
+        return lines
+
+    def _visit_all(self, volumes: list[Volume], dry_run: bool) -> Iterator[dict[str, Any] | None]:
+        """Visit volumes side by side; one that outlasts its deadline is left behind with its worker."""
+        window: deque[_Visit] = deque()
+        for volume in volumes:
+            if len(window) == _SIDE_BY_SIDE:
+                yield self._finish(window.popleft())
+            task = self._workers.submit(partial(self._visit, volume, dry_run))
+            window.append(_Visit(volume, task, Deadline(self._patience)))
+        for visit in window:
+            yield self._finish(visit)
+
+    def _finish(self, visit: _Visit) -> dict[str, Any] | None:
+        if visit.task.wait(visit.deadline.left()):
+            return visit.task.result()
+        waits_for = self._converger.current.get(visit.volume.id, "the target")
+        self._conditions.set(visit.volume.id, "Pending", f"waits for: {waits_for}")
+        return _line(visit.volume.id, visit.volume.target_name, [], f"waits for: {waits_for}")
+
+    def _visit(self, volume: Volume, dry_run: bool) -> dict[str, Any] | None:
+        """One volume; None where there is nothing to say (equal, or a call is working on it)."""
+        if not self._turns.take(volume.id, 0):
+            return None
+        try:
+            if volume.id not in self._journal.volumes:
+                return None
+            return self._plan(volume) if dry_run else self._mend(volume)
+        finally:
+            self._turns.give_back(volume.id)
+
+    def _plan(self, volume: Volume) -> dict[str, Any] | None:
+        try:
+            steps, condition = self._converger.plan(self._repairer.wanted(volume))
+        except DriverError as error:
+            return _line(volume.id, volume.target_name, [], error.message)
+        why = None if condition is None else condition.message
+        return _line(volume.id, volume.target_name, [str(s) for s in steps], why) if steps or why else None
+
+    def _mend(self, volume: Volume) -> dict[str, Any] | None:
+        try:
+            done = self._repairer.converge(self._repairer.wanted(volume))
+        except DriverError as error:
+            self._put_off(volume.id)
+            return _line(volume.id, volume.target_name, [], error.message)
+        self._backoffs.pop(volume.id, None)
+        self._conditions.clear(volume.id, "Pending")
+        if not done:
+            return None
+        log.info("volume %s: mended: %s", volume.id, "; ".join(done))
+        return _line(volume.id, volume.target_name, done, None)
+
+    def _orphans(self) -> list[str]:
+        known = {volume.target_name for volume in list(self._journal.volumes.values())}
+        return [name for name in self._converger.driver.list_exports() if name not in known]
+
+    def _visit_orphan(self, name: str, dry_run: bool) -> dict[str, Any]:
+        try:
+            if dry_run:
+                return _line(None, name, [str(s) for s in self._converger.driver.plan_removal(name)], None)
+            done = self._converger.remove_orphan(name)
+        except DriverError as error:
+            log.warning("target %s is not in the journal and cannot be removed: %s", name, error.message)
+            return _line(None, name, [], error.message)
+        log.warning("target %s was not in the journal: removed", name)
+        return _line(None, name, done, None)
+
+    def _is_due(self, volume: str) -> bool:
+        backoff = self._backoffs.get(volume)
+        return backoff is None or time.monotonic() >= backoff.due
+
+    def _put_off(self, volume: str) -> None:
+        before = self._backoffs.get(volume)
+        pause = min(_LAST_PAUSE, before.pause * 2 if before else _FIRST_PAUSE)
+        self._backoffs[volume] = _Backoff(pause, time.monotonic() + pause)
+
+
+def _line(volume: str | None, target_name: str, steps: list[str], error: str | None) -> dict[str, Any]:
+    return {"volume": volume, "target_name": target_name, "steps": steps, "error": error}
