@@ -1,0 +1,115 @@
+"""The shipped program in a guest: started as a user would, called over its socket, ended in every way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from volattachd.errors import VolattachError
+from volattachd.rpc.client import Client
+
+OUT = Path("/host/out")
+TARGET = Path("/sys/kernel/config/target")
+START_SECONDS = 60.0
+
+
+class Program:
+    """One daemon with a state directory and a socket of its own."""
+
+    def __init__(self, directory: Path, config: str = "", wrapper: tuple[str, ...] = ()) -> None:
+        self.state_dir = directory / "state"
+        self.socket = directory / "volattachd.sock"
+        self.config = directory / "volattachd.toml"
+        self.config.write_text(config)
+        self.wrapper = wrapper
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it serves its socket."""
+        with (OUT / "volattachd.log").open("ab") as log:
+            words = [*self.wrapper, sys.executable, "-m", "volattachd", "--config", str(self.config)]
+            words += ["--state-dir", str(self.state_dir), "--socket", str(self.socket)]
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd="/host/repo")
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, f"the daemon did not serve within {START_SECONDS:g} s"
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.call("get_status")["ready"])
+        except OSError:
+            return False
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it with a signal; the answer is its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def restart(self, number: int = signal.SIGTERM) -> None:
+        """End it and start it again on the same state."""
+        self.stop(number)
+        self.start()
+
+    def call(self, method: str, **params: Any) -> Any:
+        """One call on a connection of its own."""
+        try:
+            with Client(str(self.socket)) as client:
+                return client.call(method, params)
+        except Exception as error:
+            if type(error).__name__ in ("Unreachable", "NoAnswer"):
+                raise ConnectionError(str(error)) from error
+            raise
+
+    def refused(self, method: str, **params: Any) -> VolattachError:
+        """The error that a call must answer."""
+        try:
+            result = self.call(method, **params)
+        except VolattachError as error:
+            return error
+        raise AssertionError(f"{method} was not refused: {result}")
+
+    def journal(self) -> list[Any]:
+        """Everything that a refused call must leave as it was: rows and history."""
+        return [
+            self.call("list_volumes"),
+            self.call("list_attachments"),
+            self.call("get_history", limit=1000),
+        ]
+
+
+def configfs() -> dict[str, str]:
+    """Every object of LIO and every attribute that can be read, by path: the target, byte for byte.
+
+    Statistics and sessions' own numbers are left out: they move by themselves.
+    """
+    found: dict[str, str] = {}
+    for directory, names, files in os.walk(TARGET):
+        names[:] = sorted(name for name in names if name not in ("statistics", "fabric_statistics"))
+        for name in names:
+            path = Path(directory, name)
+            found[str(path)] = os.readlink(path) if path.is_symlink() else "directory"
+        for name in files:
+            found[str(Path(directory, name))] = _read(Path(directory, name))
+    return found
+
+
+def _read(path: Path) -> str:
+    if path.name in ("info", "dynamic_sessions", "pr_res_aptpl_metadata", "cmd_completion_affinity"):
+        return "not compared"
+    try:
+        return path.read_text()
+    except OSError as error:
+        return f"errno {error.errno}"
+
+
+def connector(initiator: str, **more: Any) -> dict[str, Any]:
+    """Cinder's connector for an initiator on this host."""
+    return {"initiator": initiator, "host": "guest", "ip": "127.0.0.1", "multipath": False, **more}
