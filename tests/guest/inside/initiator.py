@@ -21,8 +21,9 @@ def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 class Initiator:
     """One host as targets see it. Each has an interface record of its own, with its own name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, patience: int = 3) -> None:
         self.name = name
+        self.patience = patience
         self.iface = name.rpartition(":")[2]
         run("iscsiadm", "-m", "iface", "-I", self.iface, "-o", "new")
         self._update_iface("iface.initiatorname", name)
@@ -42,6 +43,8 @@ class Initiator:
             "node.session.auth.username": data["auth_username"],
             "node.session.auth.password": data["auth_password"],
             "node.session.initial_login_retry_max": "1",
+            # How long I/O waits for a lost session to come back, in seconds; open-iscsi's own is 120.
+            "node.session.timeo.replacement_timeout": str(self.patience),
             "node.startup": "manual",
         }
         run(*node, "-o", "update", *[word for k, v in settings.items() for word in ("-n", k, "-v", v)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.guest.inside.conftest import SIZE
 from tests.guest.inside.initiator import Initiator
 from tests.guest.inside.program import TARGET, Program, configfs, connector
 
@@ -76,7 +77,7 @@ def test_a_foreign_target_stays_byte_for_byte(
 ) -> None:
     from rtslib_fb import FabricModule, FileIOStorageObject, LUN, NetworkPortal, NodeACL, Target, TPG
 
-    store = FileIOStorageObject("foreign", dev=new_device("file"))
+    store = FileIOStorageObject("foreign", dev=new_device("file"), size=SIZE)
     target = Target(FabricModule("iscsi"), FOREIGN)
     tpg = TPG(target, 1)
     LUN(tpg, 0, store)

@@ -1,0 +1,145 @@
+"""The commands, one row each: its words, and the call that it makes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from volattachd.errors import AttachmentNotFound, VolumeNotFound
+from volattachd.rpc.client import Client
+
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # compiled where it is wanted: a start is cheap without
+
+
+class Outcome(NamedTuple):
+    """What a command got: the method that answered, for the sake of its rendering, and the result."""
+
+    method: str
+    result: Any
+
+
+class Command(NamedTuple):
+    """One command. ``options`` adds its words to a parser; ``run`` makes its call."""
+
+    name: str
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Client, argparse.Namespace], Outcome]
+
+
+def wrong(outcome: Outcome) -> bool:
+    """Whether the answer tells of something that somebody should look after."""
+    if outcome.method == "get_status":
+        return bool(outcome.result.get("degraded")) or not outcome.result.get("ready")
+    if outcome.method == "reconcile":
+        return any(entry.get("error") for entry in outcome.result.get("volumes") or [])
+    return False
+
+
+def _no_options(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _made(client: Client, method: str, **params: Any) -> Outcome:
+    """One call; a parameter that is None is left out."""
+    given = {name: value for name, value in params.items() if value is not None}
+    return Outcome(method, client.call(method, given))
+
+
+def _call_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("method", metavar="METHOD")
+    parser.add_argument("words", metavar="key=value", nargs="*", help="key=@FILE and key=@- read the value")
+    parser.add_argument("--show-secret", action="store_true", help="print secrets instead of asterisks")
+
+
+def _call(client: Client, args: argparse.Namespace) -> Outcome:
+    from volattachd.cli import arguments  # the method table: no other command needs it, and it costs a start
+
+    return Outcome(args.method, client.call(args.method, arguments.parse(args.method, args.words)))
+
+
+def _register_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", metavar="VOLUME")
+    parser.add_argument("path", metavar="PATH", help="a block device or a regular file")
+    parser.add_argument("--multiattach", action="store_true", help="more than one attachment at a time")
+    parser.add_argument("--read-only", action="store_true", help="nobody may write to it")
+
+
+def _register(client: Client, args: argparse.Namespace) -> Outcome:
+    path = os.path.join(os.getcwd(), args.path)  # which leaves an absolute path as it is
+    options = {"multiattach": args.multiattach or None, "read_only": args.read_only or None}
+    return _made(client, "register_volume", volume=args.volume, path=path, **options)
+
+
+def _volume_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", metavar="VOLUME")
+
+
+def _unregister(client: Client, args: argparse.Namespace) -> Outcome:
+    return _made(client, "unregister_volume", volume=args.volume)
+
+
+def _list_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--attachments", action="store_true", help="the attachments and not the volumes")
+
+
+def _list(client: Client, args: argparse.Namespace) -> Outcome:
+    return _made(client, "list_attachments" if args.attachments else "list_volumes")
+
+
+def _show_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="VOLUME|ATTACHMENT_ID")
+
+
+def _show(client: Client, args: argparse.Namespace) -> Outcome:
+    """A UUID may name either; the volume is the first that is asked for."""
+    if not re.fullmatch(_UUID, args.name):
+        return _made(client, "show_volume", volume=args.name)
+    try:
+        return _made(client, "show_volume", volume=args.name)
+    except VolumeNotFound:
+        pass
+    try:
+        return _made(client, "show_attachment", attachment_id=args.name)
+    except AttachmentNotFound:
+        message = f"there is neither a volume nor an attachment {args.name!r}"
+        raise VolumeNotFound(message, "volattach list, or volattach list --attachments") from None
+
+
+def _history_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", metavar="VOLUME", nargs="?")
+    parser.add_argument("--attachment", metavar="ID", help="only this attachment")
+    parser.add_argument("--since", metavar="N", type=int, help="only what came after sequence number N")
+    parser.add_argument("--limit", metavar="N", type=int, help="at most N rows")
+
+
+def _history(client: Client, args: argparse.Namespace) -> Outcome:
+    only = {"volume": args.volume, "attachment_id": args.attachment}
+    return _made(client, "get_history", **only, since=args.since, limit=args.limit)
+
+
+def _status(client: Client, _: argparse.Namespace) -> Outcome:
+    return _made(client, "get_status")
+
+
+def _reconcile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only tell the steps")
+
+
+def _reconcile(client: Client, args: argparse.Namespace) -> Outcome:
+    return _made(client, "reconcile", dry_run=args.dry_run or None)
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("call", "make any single call", _call_options, _call),
+    Command("register", "take a device or file into care as a volume", _register_options, _register),
+    Command("unregister", "forget a volume that nobody uses; its data stays", _volume_option, _unregister),
+    Command("list", "list the volumes, or the attachments", _list_options, _list),
+    Command("show", "show one volume or attachment", _show_options, _show),
+    Command("history", "what happened, from the journal, oldest first", _history_options, _history),
+    Command("status", "how the daemon is", _no_options, _status),
+    Command("reconcile", "make the target equal to the journal", _reconcile_options, _reconcile),
+)
