@@ -64,6 +64,8 @@ _BACKSTORE_INFO = {
     ),
     "file": re.compile(r"File: (?P<path>.*?)\s+Size: (?P<size>\d+)\s+Mode: (?P<mode>\S+)"),
 }
+#: A connection whose initiator has begun to log out is in another state, until the kernel has cleaned up behind it.
+_LOGGED_IN = "TARG_CONN_STATE_LOGGED_IN"
 _SESSION_ADDRESS = re.compile(r"Address (\S+)")
 
 
@@ -161,8 +163,9 @@ class LioDriver(TargetDriver):
             if not want.exported:
                 return self._removal(names)
             if self._must_be_rebuilt(names, want.volume):
-                return self._removal(names) + self._creation(names, want, from_nothing=True)
-            return self._surplus(names, want) + self._creation(names, want, from_nothing=False)
+                return self._removal(names) + self._creation(names, want, (names.target, names.hba))
+            surplus, gone = self._surplus(names, want)
+            return surplus + self._creation(names, want, gone)
 
     def plan_removal(self, target_name: str) -> list[Step]:
         with _translated(f"cannot read the target {target_name}"):
@@ -189,7 +192,7 @@ class LioDriver(TargetDriver):
         with _translated(f"cannot list the sessions of {target_name}"):
             for initiator in self.fs.list_dirs(acls):
                 info = self._read_or_empty(f"{acls}/{initiator}/info")
-                if "LIO Session ID" in info:
+                if _LOGGED_IN in info:
                     address = _SESSION_ADDRESS.search(info)
                     sessions.append(Session(initiator, address[1] if address else None))
         return sessions
@@ -217,72 +220,89 @@ class LioDriver(TargetDriver):
 
     # The three parts of a plan.
 
-    def _creation(self, names: Names, want: Export, *, from_nothing: bool) -> list[Step]:
-        steps = (
-            []
-            if not from_nothing and self._is_enabled(names.backstore)
-            else self._configuration(names, want.volume, from_nothing)
-        )
-        return steps + [
-            self._step(node) for node in self.wanted(names, want) if from_nothing or not self._is_there(node)
-        ]
+    def _creation(self, names: Names, want: Export, gone: tuple[str, ...]) -> list[Step]:
+        """The steps that make what is missing, where everything below the paths ``gone`` will be missing by then."""
 
-    def _configuration(self, names: Names, volume: Volume, from_nothing: bool) -> list[Step]:
+        def missing(node: Node) -> bool:
+            return any(node.path == path or node.path.startswith(path + "/") for path in gone) or not self._is_there(
+                node
+            )
+
+        backstore = [Directory(names.hba), Directory(names.backstore)]
+        steps = [self._step(node) for node in backstore if missing(node)]
+        if missing(Value(f"{names.backstore}/enable", "1")):
+            steps += self._configuration(names, want.volume)
+        return steps + [self._step(node) for node in self.wanted(names, want) if missing(node)]
+
+    def _configuration(self, names: Names, volume: Volume) -> list[Step]:
         """The steps to an enabled backstore. Its settings take effect at ``enable``: until then, all again."""
-        directories = [Directory(names.hba), Directory(names.backstore)]
-        steps = [self._step(node) for node in directories if from_nothing or not self._is_there(node)]
         settings = [
             Value(f"{names.backstore}/control", _control(volume)),
             Value(f"{names.backstore}/udev_path", volume.path),  # where rtslib and targetcli look
             Value(f"{names.backstore}/wwn/vpd_unit_serial", volume.serial),
             Value(f"{names.backstore}/enable", "1"),
         ]
-        steps += [self._step(node) for node in settings]
+        steps = [self._step(node) for node in settings]
         return [*steps, Step("verify", names.backstore, lambda: self._verify_device(names, volume))]
 
-    def _surplus(self, names: Names, want: Export) -> list[Step]:
-        """The steps that remove what should not be there, access first."""
+    def _surplus(self, names: Names, want: Export) -> tuple[list[Step], tuple[str, ...]]:
+        """The steps that remove what should not be there, access first, and the paths that are gone then."""
         fs, tpg = self.fs, names.tpg
-        granted = {grant.initiator for grant in want.grants}
-        steps = []
-        for initiator in fs.list_dirs(f"{tpg}/acls"):
-            if initiator not in granted:
-                steps += self._acl_removal(names.acl(initiator))
+        users = {grant.initiator: grant.secret.username for grant in want.grants}
+        portals = {str(portal) for portal in self.portals}
+        steps, gone = [], []
+        for acl in (f"{tpg}/acls/{initiator}" for initiator in fs.list_dirs(f"{tpg}/acls")):
+            if self._is_anothers(acl, users.get(acl.rpartition("/")[2])):
+                steps += self._acl_removal(acl)
+                gone.append(acl)
             else:
-                steps += self._mapping_surplus(names, initiator)
-        for portal in fs.list_dirs(f"{tpg}/np"):
-            if portal not in {str(p) for p in self.portals}:
-                steps.append(self._remove_portal(f"{tpg}/np/{portal}"))
-        for lun in fs.list_dirs(f"{tpg}/lun"):
-            if lun != "lun_0":
-                steps += self._linked_removal(f"{tpg}/lun/{lun}")
-        return steps
+                for mapped in self._wrong_mappings(acl, names.lun):
+                    steps += self._linked_removal(mapped)
+                    gone.append(mapped)
+        for lun in (f"{tpg}/lun/{name}" for name in fs.list_dirs(f"{tpg}/lun") if name != "lun_0"):
+            steps += self._linked_removal(lun)
+        unknown = [portal for portal in fs.list_dirs(f"{tpg}/np") if portal not in portals]
+        steps += [self._remove_portal(f"{tpg}/np/{portal}") for portal in unknown]
+        for other in self._tpgs(names.target):
+            if other != tpg:
+                steps += self._tpg_removal(other)
+        return steps, tuple(gone)
 
-    def _mapping_surplus(self, names: Names, initiator: str) -> list[Step]:
-        """Mapped LUNs of a wanted ACL that do not lead to the volume."""
-        steps = []
-        acl = names.acl(initiator)
-        for mapped in (name for name in self.fs.list_dirs(acl) if name.startswith("lun_")):
-            links = self.fs.list_links(f"{acl}/{mapped}")
-            right = mapped == "lun_0" and all(self.fs.read_link(f"{acl}/lun_0/{x}") == names.lun for x in links)
-            if not right:
-                steps += self._linked_removal(f"{acl}/{mapped}")
-        return steps
+    def _is_anothers(self, acl: str, user: str | None) -> bool:
+        """Whether an ACL belongs to no grant that is wanted. Its sessions must end with it, so it is made anew.
+
+        The user name tells, because each grant has its own; none is set yet in an ACL that is half made. A password
+        alone that differs is written anew: the sessions are the same host's, by the same grant.
+        """
+        return user is None or self._read_or_empty(f"{acl}/auth/userid") not in ("", user)
+
+    def _wrong_mappings(self, acl: str, lun: str) -> list[str]:
+        """The mapped LUNs of an ACL that do not lead to the volume."""
+        mapped = [f"{acl}/{name}" for name in self.fs.list_dirs(acl) if name.startswith("lun_")]
+        return [path for path in mapped if path != f"{acl}/lun_0" or not self._leads_to(path, lun)]
+
+    def _leads_to(self, directory: str, target: str) -> bool:
+        """Whether the directory's link, if it has one yet, leads to ``target``."""
+        return all(self.fs.read_link(f"{directory}/{name}") == target for name in self.fs.list_links(directory))
 
     def _removal(self, names: Names) -> list[Step]:
         """The steps that remove everything of this volume that is there."""
-        fs, steps = self.fs, []
-        for tpg in (f"{names.target}/{name}" for name in fs.list_dirs(names.target) if name.startswith("tpgt_")):
-            if fs.read(f"{tpg}/enable") != "0":
-                steps.append(self._step(Value(f"{tpg}/enable", "0")))
-            for initiator in fs.list_dirs(f"{tpg}/acls"):
-                steps += self._acl_removal(f"{tpg}/acls/{initiator}")
-            steps += [self._remove_portal(f"{tpg}/np/{portal}") for portal in fs.list_dirs(f"{tpg}/np")]
-            for lun in fs.list_dirs(f"{tpg}/lun"):
-                steps += self._linked_removal(f"{tpg}/lun/{lun}")
-            steps.append(self._remove_dir(tpg))
-        existing = [path for path in (names.target, names.backstore, names.hba) if fs.is_dir(path)]
+        steps = [step for tpg in self._tpgs(names.target) for step in self._tpg_removal(tpg)]
+        existing = [path for path in (names.target, names.backstore, names.hba) if self.fs.is_dir(path)]
         return steps + [self._remove_dir(path) for path in existing]
+
+    def _tpgs(self, target: str) -> list[str]:
+        return [f"{target}/{name}" for name in self.fs.list_dirs(target) if name.startswith("tpgt_")]
+
+    def _tpg_removal(self, tpg: str) -> list[Step]:
+        fs = self.fs
+        steps = [] if fs.read(f"{tpg}/enable") == "0" else [self._step(Value(f"{tpg}/enable", "0"))]
+        for initiator in fs.list_dirs(f"{tpg}/acls"):
+            steps += self._acl_removal(f"{tpg}/acls/{initiator}")
+        steps += [self._remove_portal(f"{tpg}/np/{portal}") for portal in fs.list_dirs(f"{tpg}/np")]
+        for lun in fs.list_dirs(f"{tpg}/lun"):
+            steps += self._linked_removal(f"{tpg}/lun/{lun}")
+        return [*steps, self._remove_dir(tpg)]
 
     def _acl_removal(self, acl: str) -> list[Step]:
         steps = []
@@ -365,11 +385,10 @@ class LioDriver(TargetDriver):
 
     def _must_be_rebuilt(self, names: Names, volume: Volume) -> bool:
         """Whether something is wrong that cannot be changed while the volume is exported."""
-        links = self.fs.list_links(names.lun)
-        if any(self.fs.read_link(f"{names.lun}/{name}") != names.backstore for name in links):
+        if not self._leads_to(names.lun, names.backstore):
             return True
         if not self._is_enabled(names.backstore):
-            return bool(links)
+            return bool(self.fs.list_links(names.lun))
         serial = self._read_or_empty(f"{names.backstore}/wwn/vpd_unit_serial").rpartition(": ")[2]
         return serial != volume.serial or self._device_info(names, volume).get("path") != volume.path
 

@@ -14,6 +14,9 @@ from tests.guest.inside.conftest import remove_volume
 from tests.guest.inside.initiator import Initiator, read_back, run, write_pattern
 from tests.guest.inside.program import TARGET, Program, configfs, connector
 
+#: WRITE(10) of one block at LBA 0.
+WRITE_10 = ("2a", "00", "00", "00", "00", "00", "00", "00", "01", "00")
+
 
 def connect(program: Program, volume: str, host: Initiator, **reserve: Any) -> dict[str, Any]:
     """Reserve, initialize and attach; the answer is the connection info."""
@@ -104,7 +107,7 @@ def test_read_only_is_enforced_by_the_target(program: Program, host1: Initiator,
         "--send=512",
         "--infile=/dev/zero",
         f"/dev/{generic}",
-        *"2a 00 00 00 00 00 00 00 01 00".split(),
+        *["2a", "00", "00", "00", "00", "00", "00", "00", "01", "00"],
         check=False,
     )
     assert "Write protected" in written.stderr, written

@@ -1,9 +1,10 @@
-"""rtslib-fb and targetcli, which share no line with our driver, see what we say we built, and foreign targets stay."""
+"""rtslib-fb and targetcli, which share no line with our driver, see what we say we built; foreign targets stay."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +66,21 @@ def test_rtslib_sees_exactly_what_we_say_we_built(exported: Any) -> None:
         assert mapped.write_protect == (data["access_mode"] == "ro")
 
 
-def test_targetcli_lists_our_target(exported: Any) -> None:
+@pytest.fixture
+def system_bus() -> Iterator[None]:
+    """What targetcli insists on."""
+    Path("/run/dbus").mkdir(exist_ok=True)
+    bus = subprocess.Popen(
+        ["dbus-daemon", "--system", "--nofork", "--nopidfile", "--print-address"], stdout=subprocess.PIPE
+    )
+    assert bus.stdout is not None
+    assert bus.stdout.readline(), "the bus tells its address when it listens"
+    yield
+    bus.terminate()
+    bus.wait(10)
+
+
+def test_targetcli_lists_our_target(exported: Any, system_bus: None) -> None:
     shown, infos = exported
     done = subprocess.run(["targetcli", "ls", "/"], capture_output=True, text=True, timeout=60, check=True)
     for word in (shown["target_name"], shown["path"], *infos):
@@ -75,7 +90,7 @@ def test_targetcli_lists_our_target(exported: Any) -> None:
 def test_a_foreign_target_stays_byte_for_byte(
     program: Program, host1: Initiator, new_device: Callable[[str], str]
 ) -> None:
-    from rtslib_fb import FabricModule, FileIOStorageObject, LUN, NetworkPortal, NodeACL, Target, TPG
+    from rtslib_fb import LUN, TPG, FabricModule, FileIOStorageObject, NetworkPortal, NodeACL, Target
 
     store = FileIOStorageObject("foreign", dev=new_device("file"), size=SIZE)
     target = Target(FabricModule("iscsi"), FOREIGN)
