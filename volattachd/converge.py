@@ -60,29 +60,27 @@ class Converger:
         self.current: dict[str, str] = {}
 
     def plan(self, want: Export) -> tuple[list[Step], Condition | None]:
-        """The steps to ``want``, or to as much of it as its device allows, with the condition that forbids more."""
-        condition = None
-        if want.exported and not self.driver.holds_device(want.volume):
-            condition = self._verify(want.volume)
+        """The steps to ``want``, or to as much of it as its device allows, and what is wrong with the device."""
+        condition = None if self.driver.holds_device(want.volume) else self._verify(want.volume)
         if condition is not None:
             want = replace(want, exported=False, grants=())
         return self.driver.plan(want), condition
 
-    def converge(self, want: Export) -> list[str]:
-        """Make the target equal to ``want``; the answer is what was done, in words.
+    def converge(self, want: Export) -> tuple[list[str], Condition | None]:
+        """Make the target equal to ``want``; the answer is what was done, in words, and the device's condition.
 
         Raises DriverError where a step failed or the target did not keep it, DeviceUnusable where the device
-        does not allow it (after removing what was half made).
+        does not allow the export that is wanted (after removing what was half made).
         """
         steps, condition = self.plan(want)
         done = self._run(want.volume.id, steps)
-        if condition is not None:
+        if condition is not None and want.exported:
             raise DeviceUnusable(want.volume, condition)
         if steps:
             left = self.driver.plan(want)
             if left:
                 raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
-        return done
+        return done, condition
 
     def remove_orphan(self, target_name: str) -> list[str]:
         """Remove a target of ours that no volume accounts for."""

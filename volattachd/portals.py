@@ -110,10 +110,10 @@ def _peer_address(connector_ip: object) -> Address | None:
 
 
 def _may_reach(address: Address, peer: Address | None, source: Address | None) -> bool:
-    """A loopback portal is for this host only; otherwise the families must agree, where the peer is known."""
-    if address.is_loopback:
-        return peer is None or peer.is_loopback or peer == source
-    return peer is None or peer.version == address.version
+    """The families must agree, where the peer is known; a loopback portal is for this host only."""
+    if peer is None:
+        return True
+    return address.version == peer.version and (not address.is_loopback or peer.is_loopback or peer == source)
 
 
 def _source_towards(peer: Address | None) -> Address | None:

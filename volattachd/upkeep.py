@@ -87,15 +87,22 @@ class Repairer:
         """Converge, and record what is wrong. Raises DriverError as the converger does."""
         name = want.volume.id
         try:
-            done = self._converger.converge(want)
+            done, condition = self._converger.converge(want)
         except DeviceUnusable as error:
-            self._conditions.set(name, error.condition.kind, error.condition.message)
+            self._show(name, error.condition)
             raise
         except DriverError as error:
-            self._conditions.set(name, "TargetError", error.message)
+            self._show(name, Condition("TargetError", error.message, now()))
             raise
-        self._conditions.clear(name, *_CONVERGE_KINDS)
+        self._show(name, condition)
         return done
+
+    def _show(self, volume: str, condition: Condition | None) -> None:
+        """What the last converge found wrong, and nothing of what earlier ones did."""
+        if condition is not None:
+            self._conditions.set(volume, condition.kind, condition.message)
+        over = [kind for kind in _CONVERGE_KINDS if condition is None or kind != condition.kind]
+        self._conditions.clear(volume, *over)
 
 
 #: Volumes visited at the same time: removals wait for RCU in the kernel, and 8 threads hide most of that.
@@ -208,10 +215,11 @@ class Upkeep:
 
     def _plan(self, volume: Volume) -> dict[str, Any] | None:
         try:
-            steps, condition = self._converger.plan(self._repairer.wanted(volume))
+            want = self._repairer.wanted(volume)
+            steps, condition = self._converger.plan(want)
         except DriverError as error:
             return _line(volume.id, volume.target_name, [], error.message)
-        why = None if condition is None else condition.message
+        why = condition.message if condition is not None and want.exported else None
         return _line(volume.id, volume.target_name, [str(s) for s in steps], why) if steps or why else None
 
     def _mend(self, volume: Volume) -> dict[str, Any] | None:

@@ -48,9 +48,9 @@ class Program:
             return False
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it with a signal; the answer is its exit code."""
+        """End it with a signal; the answer is its exit code. Under a wrapper, the signal is for the daemon itself."""
         assert self.process is not None
-        self.process.send_signal(number)
+        os.kill(int((self.state_dir / "lock").read_text()), number)
         return self.process.wait(30)
 
     def restart(self, number: int = signal.SIGTERM) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.drivers.contract import *  # noqa: F403 - the suite
 from tests.drivers.contract import IQN_PREFIX, Breakage
-from tests.drivers.initiator import Login, LoginRefused, Session, inquire
+from tests.drivers.initiator import LoginRefused, Session
+from tests.guest.inside.initiator import Initiator, wwid
 from tests.guest.inside.initiator import run as command
 from tests.guest.inside.program import TARGET, configfs
 from volattachd.drivers.base import Portal, TargetDriver
@@ -24,17 +25,6 @@ SIZE = 1 << 20
 PORTAL = Portal(ip_address("127.0.0.1"), 3270)
 FOREIGN = "iqn.2001-04.com.example:foreign"
 BLOCK = 4096
-
-
-def naa_of(page: bytes) -> str:
-    """The 16-byte NAA designator in page 0x83 (SPC-4 section 7.8.6), in hexadecimal."""
-    at = 4
-    while at < len(page):
-        kind, length = page[at + 1] & 0x0F, page[at + 3]
-        if (kind, length) == (3, 16):
-            return page[at + 4 : at + 4 + length].hex()
-        at += 4 + length
-    raise AssertionError(f"no NAA designator in {page.hex()}")
 
 
 class LioCase:
@@ -100,20 +90,16 @@ class LioCase:
         return (self.directory / volume.serial).read_bytes()[:BLOCK] == bytes([pattern]) * BLOCK
 
     def identity(self, volume: Volume, grant: Grant) -> tuple[str, str]:
-        serial, _ = inquire(str(PORTAL), volume.target_name, 0, grant.initiator, grant.secret)
-        return serial, naa_of(self._inquire_identification(volume, grant))
-
-    def _inquire_identification(self, volume: Volume, grant: Grant) -> bytes:
-        """Page 0x83, as the initiator's kernel would read it."""
-        login = Login((str(PORTAL.address), PORTAL.port), grant.initiator, volume.target_name)
-        try:
-            assert login.authenticate(grant.secret)
-            assert login.finish()
-            status, data = login.command(0, bytes([0x12, 0x01, 0x83, 0x00, 0xFF, 0x00]), size=0xFF)
-        finally:
-            login.close()
-        assert status == 0
-        return data
+        """As Linux's own initiator reads them."""
+        host = Initiator(grant.initiator)
+        secret = {"auth_username": grant.secret.username, "auth_password": grant.secret.password}
+        info = {"data": {"target_iqn": volume.target_name, "target_portal": str(PORTAL), "target_lun": 0, **secret}}
+        assert host.login(info)
+        disk = host.disk(info)
+        serial = Path("/sys/block", disk.name, "device/vpd_pg80").read_bytes()[4:].decode().rstrip("\0")
+        seen = serial, wwid(disk).removeprefix("naa.")
+        host.logout(info)
+        return seen
 
     def make_foreign(self) -> str:
         (TARGET / "core/fileio_0/foreign").mkdir(parents=True)
