@@ -86,8 +86,13 @@ class _Waiting:
 class Journal:
     """The open journal. Every method may be called from any thread."""
 
-    def __init__(self, state_dir: Path, on_failure: Callable[[BaseException], None] | None = None) -> None:
-        """Take the lock, check, migrate and load.
+    def __init__(
+        self,
+        state_dir: Path,
+        on_failure: Callable[[BaseException], None] | None = None,
+        connect: Callable[[Path], sqlite3.Connection] | None = None,
+    ) -> None:
+        """Take the lock, check, migrate and load. ``connect`` opens the file: the seam for tests of faults.
 
         Raises JournalUnusable (files untouched) where another daemon holds the directory, others could read
         it, or the file is damaged or from a newer version.
@@ -100,7 +105,7 @@ class Journal:
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._lock_fd = _take_lock(state_dir)
         try:
-            self._db = _open_database(state_dir)
+            self._db = _open_database(state_dir, connect or open_connection)
             self.volumes, self.attachments = _load(self._db)
             self.seq: int = self._db.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0]
         except BaseException:
@@ -305,12 +310,17 @@ def _take_lock(state_dir: Path) -> int:
     return fd
 
 
-def _open_database(state_dir: Path) -> sqlite3.Connection:
+def open_connection(path: Path) -> sqlite3.Connection:
+    """A connection that any thread may use, one at a time, and that begins and ends transactions when told."""
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+
+
+def _open_database(state_dir: Path, connect: Callable[[Path], sqlite3.Connection]) -> sqlite3.Connection:
     path = state_dir / "journal.db"
     # Created by hand: SQLite would use the umask, and a file that was readable for a moment was readable.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     fresh = path.stat().st_size == 0
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+    db = connect(path)
     db.row_factory = sqlite3.Row
     try:
         # Before anything is written to it: a file from the future, or a damaged one, stays as it is.
@@ -357,8 +367,11 @@ def _sync_directory(path: Path) -> None:
 
 
 def _load(db: sqlite3.Connection) -> tuple[dict[str, Volume], Attachments]:
-    volumes = [_to_volume(row) for row in db.execute("SELECT * FROM volumes ORDER BY rowid")]
-    attachments = [_to_attachment(row) for row in db.execute("SELECT * FROM attachments ORDER BY rowid")]
+    try:
+        volumes = [_to_volume(row) for row in db.execute("SELECT * FROM volumes ORDER BY rowid")]
+        attachments = [_to_attachment(row) for row in db.execute("SELECT * FROM attachments ORDER BY rowid")]
+    except (ValueError, TypeError) as error:
+        raise JournalUnusable(f"a row cannot be understood ({error}): restore the journal from a backup") from error
     return {volume.id: volume for volume in volumes}, Attachments(attachments)
 
 

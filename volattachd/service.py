@@ -40,7 +40,7 @@ from volattachd.errors import (
     VolumeNotFound,
 )
 from volattachd.journal import Change, Journal
-from volattachd.lifecycle import GRANTED, Call, moves, next_state
+from volattachd.lifecycle import EXPORTED, GRANTED, Call, moves, next_state
 from volattachd.model import Attachment, Caller, Condition, Mode, Secret, State, Volume, now, parse_initiator
 from volattachd.portals import reachable_portals
 from volattachd.turns import Deadline, Turns, Workers
@@ -161,6 +161,8 @@ class Service:
                     "call terminate_connection for that initiator first",
                     state=before.state.value,
                 )
+            else:
+                self._repairer.converge(self._repairer.wanted(row))  # a start may have left it unfinished
             return connection_view(row, after, portals, self.driver.lun)
 
         return self._in_turn(volume, Call.INITIALIZE.value, body, touches_target=True)
@@ -254,6 +256,7 @@ class Service:
                     f" {before.initiator}, not to {initiator}"
                 )
             if state is before.state:
+                self._repairer.converge(self._repairer.wanted(row))  # a start may have left it unfinished
                 return attachment_view(before)
             if not force:
                 self._check_no_session(row, before)
@@ -381,7 +384,9 @@ class Service:
         over = [name for name, deadline in list(self._reserved_until.items()) if deadline.left() == 0]
         for name in over:
             row = self.journal.attachments.get(name)
-            if row is not None and row.state is State.RESERVED:
+            if row is not None and row.state is not State.RESERVED:
+                continue  # should the connection fail, it is a reservation again
+            if row is not None:
                 try:
                     self.unreserve_volume(_DAEMON, row.volume, name)
                 except Busy:
@@ -398,6 +403,7 @@ class Service:
         row = self._volume(volume)
         before = self._select(caller, row, call, attachment_id)
         if before is None:
+            next_state(State.GONE, call, volume)
             return {} if gone_is_fine else self._gone(row, attachment_id)
         state = next_state(before.state, call, volume)
         if state is before.state:
@@ -411,18 +417,18 @@ class Service:
         was = export_of(volume, [*others, before])
         want = export_of(volume, [*others, after])
         if after.state is State.GONE:
-            self._converge_or(want, lambda: None, was)
+            if before.state in EXPORTED:  # even where nothing should change: a start may have left a grant
+                self._converge_or(want, lambda: None, was)
             self._commit(call.value, caller, before, None)
             self._reserved_until.pop(before.id, None)
             return gone_view(attachment_view(before))
         self._commit(call.value, caller, before, after)
-        self._converge_or(want, lambda: self._commit(f"undo {call.value}", caller, after, before), was)
+        if want != was:
+            self._converge_or(want, lambda: self._commit(f"undo {call.value}", caller, after, before), was)
         return attachment_view(after)
 
     def _converge_or(self, want: Any, undo: Callable[[], None], was: Any) -> None:
         """Converge to ``want``; where the driver fails, undo, converge back to ``was``, and report the failure."""
-        if want == was:
-            return
         try:
             self._repairer.converge(want)
         except DriverError:
@@ -465,7 +471,11 @@ class Service:
 
         if not touches_target:
             return turn()
-        task = self._workers.submit(turn)
+        try:
+            task = self._workers.submit(turn)
+        except RuntimeError as error:  # no thread is to be had
+            self._turns.give_back(volume)
+            raise Busy(f"cannot {call} volume {volume!r} now: {error}", "send the call again") from error
         if not task.wait(deadline.left()):
             waits_for = self._converger.current.get(volume, "the target")
             self._conditions.set(volume, "Pending", f"{call} waits for: {waits_for}")
@@ -522,13 +532,14 @@ class Service:
             return rows[0] if rows else None
         own = [row for row in rows if caller.admin or row.owner == caller.uid]
         fitting = [row for row in own if initiator is None or row.initiator == initiator]
-        moving = [row for row in fitting if moves(row.state, call)]
-        if len(moving) == 1:
-            return moving[0]
+        # Without one to move it is the one that was moved: the call is sent again.
+        candidates = [row for row in fitting if moves(row.state, call)] or fitting
+        if len(candidates) == 1:
+            return candidates[0]
         raise InvalidVolume(
             f"cannot {call.value} volume {volume.id!r}: it has {len(rows)} attachments",
             "say which one with attachment_id",
-            attachments=[row.id for row in moving or rows],
+            attachments=[row.id for row in candidates or rows],
         )
 
     def _check_ended_here(self, volume: Volume, attachment_id: str) -> None:
