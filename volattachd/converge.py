@@ -66,31 +66,32 @@ class Converger:
             want = replace(want, exported=False, grants=())
         return self.driver.plan(want), condition
 
-    def converge(self, want: Export) -> tuple[list[str], Condition | None]:
-        """Make the target equal to ``want``; the answer is what was done, in words, and the device's condition.
+    def converge(self, want: Export) -> tuple[list[Step], Condition | None]:
+        """Make the target equal to ``want``; the answer is what was done, and the device's condition.
 
         Raises DriverError where a step failed or the target did not keep it, DeviceUnusable where the device
         does not allow the export that is wanted (after removing what was half made).
         """
         steps, condition = self.plan(want)
-        done = self._run(want.volume.id, steps)
+        self._run(want.volume.id, steps)
         if condition is not None and want.exported:
             raise DeviceUnusable(want.volume, condition)
         if steps:
             left = self.driver.plan(want)
             if left:
                 raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
-        return done, condition
+        return steps, condition
 
-    def remove_orphan(self, target_name: str) -> list[str]:
-        """Remove a target of ours that no volume accounts for."""
-        return self._run(target_name, self.driver.plan_removal(target_name))
+    def remove_orphan(self, target_name: str) -> list[Step]:
+        """Remove a target of ours that no volume accounts for; the answer is what was done."""
+        steps = self.driver.plan_removal(target_name)
+        self._run(target_name, steps)
+        return steps
 
-    def _run(self, subject: str, steps: list[Step]) -> list[str]:
+    def _run(self, subject: str, steps: list[Step]) -> None:
         try:
             for step in steps:
                 self.current[subject] = str(step)
                 step.run()
         finally:
             self.current.pop(subject, None)
-        return [str(step) for step in steps]

@@ -46,11 +46,14 @@ def inspect_device(path: str) -> Device:
     Raises InvalidInput, saying why, where it is missing or could not be a volume.
     """
     resolved = _resolve(path)
-    found = os.stat(resolved)
-    if stat.S_ISBLK(found.st_mode):
-        return _inspect_block(resolved, found.st_rdev)
-    if stat.S_ISREG(found.st_mode):
-        return _inspect_file(resolved, found)
+    try:
+        found = os.stat(resolved)
+        if stat.S_ISBLK(found.st_mode):
+            return _inspect_block(resolved, found.st_rdev)
+        if stat.S_ISREG(found.st_mode):
+            return _inspect_file(resolved, found)
+    except OSError as error:  # it cannot be read, or goes away while it is looked at
+        raise InvalidInput(f"cannot use {path}: {error.strerror}", _USE_A_DEVICE) from error
     raise InvalidInput(f"cannot use {path}: it is neither a block device nor a regular file", _USE_A_DEVICE)
 
 
@@ -290,7 +293,10 @@ def _check_file_free(path: str, place: Place, read_only: bool) -> None:
                 raise InvalidInput(f"cannot use {path}: /dev/{name} is set up on it", f"losetup -d /dev/{name}")
     if any(line.split(" ")[0] == path for line in _read_or_empty("/proc/swaps").splitlines()):
         raise InvalidInput(f"cannot use {path}: it is used as swap", f"swapoff {path}")
-    fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise InvalidInput(f"cannot use {path}: {error.strerror}", _USE_A_DEVICE) from error
     try:
         fcntl.lockf(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:

@@ -20,6 +20,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from volattachd import __version__
@@ -42,7 +43,7 @@ from volattachd.errors import (
 from volattachd.journal import Change, Journal
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, moves, next_state
 from volattachd.model import Attachment, Caller, Condition, Mode, Secret, State, Volume, now, parse_initiator
-from volattachd.portals import reachable_portals
+from volattachd.portals import reachable_portals, resolve_portals
 from volattachd.turns import Deadline, Turns, Workers
 from volattachd.upkeep import Conditions, Repairer, Upkeep
 from volattachd.views import attachment_view, connection_view, gone_view, volume_view
@@ -69,10 +70,11 @@ class Service:
         self._workers = Workers()
         self._conditions = Conditions()
         self._converger = Converger(driver, verify_device)
-        self._repairer = Repairer(journal, self._converger, self._conditions)
+        self._repairer = Repairer(journal, self._converger, self._conditions, verify_device)
         self.upkeep = Upkeep(
             journal,
             self._converger,
+            self._repairer,
             self._conditions,
             self._turns,
             self._workers,
@@ -83,6 +85,7 @@ class Service:
             row.id: Deadline(row.ttl or self._ttl) for row in journal.attachments.all() if row.state is State.RESERVED
         }
         self.upkeep.expire = self.expire_reservations
+        self.upkeep.resolve_portals = partial(resolve_portals, config.portals)
         self.ready = False
 
     # The life cycle.

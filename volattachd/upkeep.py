@@ -11,18 +11,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from volattachd.converge import Converger, DeviceUnusable, export_of
-from volattachd.errors import DriverError, JournalFailed
+from volattachd.converge import Converger, DeviceUnusable, Verify, export_of
+from volattachd.drivers.base import Difference, Portal, Step
+from volattachd.errors import ConfigError, DriverError, JournalFailed
 from volattachd.journal import Journal
 from volattachd.model import Condition, Export, Volume, now
 from volattachd.turns import Deadline, Task, Turns, Workers
 
 log = logging.getLogger(__name__)
+
+View = dict[str, Any]
 
 #: Pauses between tries for a volume that fails: doubled from the first to the last, in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0
@@ -74,8 +77,9 @@ _CONVERGE_KINDS = ("DeviceMissing", "DeviceChanged", "TargetError")
 class Repairer:
     """Converges one volume and keeps its conditions: what calls, start and passes have in common."""
 
-    def __init__(self, journal: Journal, converger: Converger, conditions: Conditions) -> None:
+    def __init__(self, journal: Journal, converger: Converger, conditions: Conditions, verify: Verify) -> None:
         self._journal = journal
+        self._verify = verify
         self._converger = converger
         self._conditions = conditions
 
@@ -83,7 +87,14 @@ class Repairer:
         """What the journal asks for now."""
         return export_of(volume, self._journal.attachments.of_volume(volume.id))
 
-    def converge(self, want: Export) -> list[str]:
+    def look_after(self, want: Export) -> list[Step]:
+        """Converge, and look at the device of a healthy export too: the target may hold one that is gone."""
+        done = self.converge(want)
+        if want.exported:
+            self._show(want.volume.id, self._verify(want.volume))
+        return done
+
+    def converge(self, want: Export) -> list[Step]:
         """Converge, and record what is wrong. Raises DriverError as the converger does."""
         name = want.volume.id
         try:
@@ -114,7 +125,7 @@ class _Visit:
     """A volume that a worker is looking after."""
 
     volume: Volume
-    task: Task[dict[str, Any] | None]
+    task: Task[View | None]
     deadline: Deadline
 
 
@@ -133,6 +144,7 @@ class Upkeep:
         self,
         journal: Journal,
         converger: Converger,
+        repairer: Repairer,
         conditions: Conditions,
         turns: Turns,
         workers: Workers,
@@ -143,13 +155,15 @@ class Upkeep:
         self._journal = journal
         self._converger = converger
         self._conditions = conditions
-        self._repairer = Repairer(journal, converger, conditions)
+        self._repairer = repairer
         self._turns = turns
         self._workers = workers
         self._interval = interval
         self._patience = patience
         self._backoffs: dict[str, _Backoff] = {}
         self._stopped = threading.Event()
+        #: The portals that the configuration means now: addresses of an interface come and go.
+        self.resolve_portals: Callable[[], Sequence[Portal]] = lambda: self._converger.driver.portals
         self.expire: Callable[[], None] = lambda: None
         self.passes = 0
 
@@ -165,15 +179,30 @@ class Upkeep:
         while not self._stopped.wait(self._interval):
             try:
                 self.expire()
+                self._follow_portals()
                 self.reconcile(dry_run=False, only_due=True)
             except JournalFailed:
                 return  # the daemon is ending: its owner was told by the journal
+            except DriverError as error:
+                log.warning("cannot look at the target: %s", error.message)  # the next pass tries again
+
+    def _follow_portals(self) -> None:
+        """Take over new addresses. Where none is left, what is there stays: it listens again when one is back."""
+        driver = self._converger.driver
+        try:
+            found = tuple(self.resolve_portals())
+        except ConfigError as error:
+            log.warning("portals stay as they are: %s", error)
+            return
+        if found and found != driver.portals:
+            log.info("portals are now %s", ", ".join(map(str, found)))
+            driver.portals = found
 
     def stop(self) -> None:
         """End the periodic pass."""
         self._stopped.set()
 
-    def reconcile(self, *, dry_run: bool, only_due: bool = False) -> list[dict[str, Any]]:
+    def reconcile(self, *, dry_run: bool, only_due: bool = False) -> list[View]:
         """One pass over all volumes and over targets that no volume accounts for.
 
         The answer has one line for each that differed: the steps, and the error where one could not be mended.
@@ -184,7 +213,7 @@ class Upkeep:
         self.passes += 1
         return lines
 
-    def _visit_all(self, volumes: list[Volume], dry_run: bool) -> Iterator[dict[str, Any] | None]:
+    def _visit_all(self, volumes: list[Volume], dry_run: bool) -> Iterator[View | None]:
         """Visit volumes side by side; one that outlasts its deadline is left behind with its worker."""
         window: deque[_Visit] = deque()
         for volume in volumes:
@@ -195,14 +224,14 @@ class Upkeep:
         for visit in window:
             yield self._finish(visit)
 
-    def _finish(self, visit: _Visit) -> dict[str, Any] | None:
+    def _finish(self, visit: _Visit) -> View | None:
         if visit.task.wait(visit.deadline.left()):
             return visit.task.result()
         waits_for = self._converger.current.get(visit.volume.id, "the target")
         self._conditions.set(visit.volume.id, "Pending", f"waits for: {waits_for}")
-        return _line(visit.volume.id, visit.volume.target_name, [], f"waits for: {waits_for}")
+        return _line(visit.volume.id, visit.volume.target_name, error=f"waits for: {waits_for}")
 
-    def _visit(self, volume: Volume, dry_run: bool) -> dict[str, Any] | None:
+    def _visit(self, volume: Volume, dry_run: bool) -> View | None:
         """One volume; None where there is nothing to say (equal, or a call is working on it)."""
         if not self._turns.take(volume.id, 0):
             return None
@@ -213,42 +242,43 @@ class Upkeep:
         finally:
             self._turns.give_back(volume.id)
 
-    def _plan(self, volume: Volume) -> dict[str, Any] | None:
+    def _plan(self, volume: Volume) -> View | None:
         try:
             want = self._repairer.wanted(volume)
             steps, condition = self._converger.plan(want)
         except DriverError as error:
-            return _line(volume.id, volume.target_name, [], error.message)
+            return _line(volume.id, volume.target_name, error=error.message)
         why = condition.message if condition is not None and want.exported else None
-        return _line(volume.id, volume.target_name, [str(s) for s in steps], why) if steps or why else None
+        return _line(volume.id, volume.target_name, steps, why) if steps or why else None
 
-    def _mend(self, volume: Volume) -> dict[str, Any] | None:
+    def _mend(self, volume: Volume) -> View | None:
         try:
-            done = self._repairer.converge(self._repairer.wanted(volume))
+            done = self._repairer.look_after(self._repairer.wanted(volume))
         except DriverError as error:
             self._put_off(volume.id)
-            return _line(volume.id, volume.target_name, [], error.message)
+            return _line(volume.id, volume.target_name, error=error.message)
         self._backoffs.pop(volume.id, None)
         self._conditions.clear(volume.id, "Pending")
         if not done:
             return None
-        log.info("volume %s: mended: %s", volume.id, "; ".join(done))
-        return _line(volume.id, volume.target_name, done, None)
+        line = _line(volume.id, volume.target_name, done)
+        log.info("volume %s: mended %s: %s", volume.id, ", ".join(line["differences"]), "; ".join(line["steps"]))
+        return line
 
     def _orphans(self) -> list[str]:
         known = {volume.target_name for volume in list(self._journal.volumes.values())}
         return [name for name in self._converger.driver.list_exports() if name not in known]
 
-    def _visit_orphan(self, name: str, dry_run: bool) -> dict[str, Any]:
+    def _visit_orphan(self, name: str, dry_run: bool) -> View:
         try:
             if dry_run:
-                return _line(None, name, [str(s) for s in self._converger.driver.plan_removal(name)], None)
+                return _line(None, name, self._converger.driver.plan_removal(name))
             done = self._converger.remove_orphan(name)
         except DriverError as error:
             log.warning("target %s is not in the journal and cannot be removed: %s", name, error.message)
-            return _line(None, name, [], error.message)
+            return _line(None, name, error=error.message)
         log.warning("target %s was not in the journal: removed", name)
-        return _line(None, name, done, None)
+        return _line(None, name, done)
 
     def _is_due(self, volume: str) -> bool:
         backoff = self._backoffs.get(volume)
@@ -260,5 +290,25 @@ class Upkeep:
         self._backoffs[volume] = _Backoff(pause, time.monotonic() + pause)
 
 
-def _line(volume: str | None, target_name: str, steps: list[str], error: str | None) -> dict[str, Any]:
-    return {"volume": volume, "target_name": target_name, "steps": steps, "error": error}
+def _line(volume: str | None, target_name: str, steps: Sequence[Step] = (), error: str | None = None) -> View:
+    """What one target differed in, and what mends it."""
+    kinds = {step.difference for step in steps}
+    for whole, parts in _INCLUDES.items():
+        if whole in kinds:
+            kinds -= parts
+    return {
+        "volume": volume,
+        "target_name": target_name,
+        "differences": sorted(kind.value for kind in kinds),
+        "steps": [str(step) for step in steps],
+        "error": error,
+    }
+
+
+#: A whole export that is missing, say, is told as that alone: its grants and portals are missing with it.
+_INCLUDES = {
+    Difference.EXPORT_MISSING: frozenset(Difference) - {Difference.EXPORT_MISSING},
+    Difference.EXPORT_UNEXPECTED: frozenset(Difference) - {Difference.EXPORT_UNEXPECTED},
+    Difference.GRANT_MISSING: frozenset({Difference.GRANT_DIFFERS}),
+    Difference.GRANT_UNEXPECTED: frozenset({Difference.GRANT_DIFFERS}),
+}

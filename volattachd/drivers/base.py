@@ -24,6 +24,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar
 
@@ -43,6 +44,19 @@ class Portal:
         return f"{host}:{self.port}"
 
 
+class Difference(str, Enum):
+    """What a step mends: in which way the target is not what it should be."""
+
+    EXPORT_MISSING = "ExportMissing"
+    EXPORT_UNEXPECTED = "ExportUnexpected"
+    EXPORT_DIFFERS = "ExportDiffers"
+    GRANT_MISSING = "GrantMissing"
+    GRANT_UNEXPECTED = "GrantUnexpected"
+    GRANT_DIFFERS = "GrantDiffers"
+    PORTAL_MISSING = "PortalMissing"
+    PORTAL_UNEXPECTED = "PortalUnexpected"
+
+
 @dataclass(frozen=True)
 class Step:
     """One change of the target. ``action`` and ``subject`` are for people; a secret is in neither."""
@@ -50,6 +64,7 @@ class Step:
     action: str
     subject: str
     run: Callable[[], None] = field(repr=False, compare=False)
+    difference: Difference = Difference.EXPORT_DIFFERS
 
     def __str__(self) -> str:
         return f"{self.action} {self.subject}"

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from volattachd.drivers.base import Capabilities, Portal, Session, Step, TargetDriver
+from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
 from volattachd.drivers.configfs import ConfigFs
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Export, Grant, Mode, Volume
@@ -64,6 +64,8 @@ _BACKSTORE_INFO = {
     ),
     "file": re.compile(r"File: (?P<path>.*?)\s+Size: (?P<size>\d+)\s+Mode: (?P<mode>\S+)"),
 }
+#: The directories that stand for the whole of an export, a grant or a portal.
+_WHOLE = re.compile(r"(?P<export>iscsi/[^/]+)|.*/acls/(?P<grant>[^/]+)|.*/np/(?P<portal>[^/]+)")
 #: A connection whose initiator has begun to log out is in another state, until the kernel has cleaned up behind it.
 _LOGGED_IN = "TARG_CONN_STATE_LOGGED_IN"
 _SESSION_ADDRESS = re.compile(r"Address (\S+)")
@@ -262,7 +264,7 @@ class LioDriver(TargetDriver):
         for lun in (f"{tpg}/lun/{name}" for name in fs.list_dirs(f"{tpg}/lun") if name != "lun_0"):
             steps += self._linked_removal(lun)
         unknown = [portal for portal in fs.list_dirs(f"{tpg}/np") if portal not in portals]
-        steps += [self._remove_portal(f"{tpg}/np/{portal}") for portal in unknown]
+        steps += [self._remove_dir(f"{tpg}/np/{portal}") for portal in unknown]
         for other in self._tpgs(names.target):
             if other != tpg:
                 steps += self._tpg_removal(other)
@@ -299,7 +301,7 @@ class LioDriver(TargetDriver):
         steps = [] if fs.read(f"{tpg}/enable") == "0" else [self._step(Value(f"{tpg}/enable", "0"))]
         for initiator in fs.list_dirs(f"{tpg}/acls"):
             steps += self._acl_removal(f"{tpg}/acls/{initiator}")
-        steps += [self._remove_portal(f"{tpg}/np/{portal}") for portal in fs.list_dirs(f"{tpg}/np")]
+        steps += [self._remove_dir(f"{tpg}/np/{portal}") for portal in fs.list_dirs(f"{tpg}/np")]
         for lun in fs.list_dirs(f"{tpg}/lun"):
             steps += self._linked_removal(f"{tpg}/lun/{lun}")
         return [*steps, self._remove_dir(tpg)]
@@ -313,34 +315,26 @@ class LioDriver(TargetDriver):
     def _linked_removal(self, directory: str) -> list[Step]:
         """A directory with a link in it: the link first."""
         links = [f"{directory}/{name}" for name in self.fs.list_links(directory)]
-        steps = [
-            Step("unlink", link, self._call("unlink", link, partial(self.fs.remove_link, link))) for link in links
-        ]
+        steps = [_new_step("unlink", link, partial(self.fs.remove_link, link)) for link in links]
         return [*steps, self._remove_dir(directory)]
 
     # One step each.
 
     def _step(self, node: Node) -> Step:
-        fs = self.fs
-        if isinstance(node, Directory) and "/np/" in node.path:
-            return Step("mkdir", node.path, self._call("mkdir", node.path, partial(self._make_portal, node.path)))
+        fs, path = self.fs, node.path
         if isinstance(node, Directory):
-            return Step("mkdir", node.path, self._call("mkdir", node.path, partial(fs.make_dir, node.path)))
+            return _new_step("mkdir", path, partial(self._make_portal if "/np/" in path else fs.make_dir, path))
         if isinstance(node, Link):
-            make = partial(fs.make_link, node.path, node.target)
-            return Step("link", f"{node.path} -> {node.target}", self._call("link", node.path, make))
-        shown = f"{node.path} = {'(secret)' if node.secret else node.value}"
-        return Step("write", shown, self._call("write", shown, partial(fs.write, node.path, node.value)))
+            return _new_step("link", path, partial(fs.make_link, path, node.target), f" -> {node.target}")
+        shown = " = (secret)" if node.secret else f" = {node.value}"
+        return _new_step("write", path, partial(fs.write, path, node.value), shown)
 
     def _remove_dir(self, path: str) -> Step:
-        return Step("rmdir", path, self._call("rmdir", path, partial(self.fs.remove_dir, path)))
+        return _new_step("rmdir", path, partial(self._drop_portal if "/np/" in path else self.fs.remove_dir, path))
 
-    def _remove_portal(self, path: str) -> Step:
-        def remove() -> None:
-            with self._portal_lock:
-                self.fs.remove_dir(path)
-
-        return Step("rmdir", path, self._call("rmdir", path, remove))
+    def _drop_portal(self, path: str) -> None:
+        with self._portal_lock:
+            self.fs.remove_dir(path)
 
     def _make_portal(self, path: str) -> None:
         deadline = time.monotonic() + _PORTAL_PATIENCE
@@ -352,14 +346,6 @@ class LioDriver(TargetDriver):
                 if error.errno not in (errno.EINVAL, errno.EADDRINUSE) or time.monotonic() > deadline:
                     raise
             time.sleep(0.05)
-
-    @staticmethod
-    def _call(action: str, subject: str, run: Callable[[], None]) -> Callable[[], None]:
-        def translated() -> None:
-            with _translated(f"cannot {action} {subject}"):
-                run()
-
-        return translated
 
     # What is.
 
@@ -417,6 +403,28 @@ class LioDriver(TargetDriver):
         if self.fs.is_dir(f"iscsi/{target_name}"):
             return Names(f"core/none/{_MARK}{suffix}", f"iscsi/{target_name}")
         return None
+
+
+def _new_step(action: str, path: str, run: Callable[[], None], shown: str = "") -> Step:
+    """A step whose failure is told in the kernel's words."""
+
+    def translated() -> None:
+        with _translated(f"cannot {action} {path}{shown}"):
+            run()
+
+    return Step(action, path + shown, translated, _difference(action, path))
+
+
+def _difference(action: str, path: str) -> Difference:
+    """What a step on this object mends: whether it makes or removes the whole of something, or completes it."""
+    whole = _WHOLE.fullmatch(path)
+    part = "export" if whole is None else str(whole.lastgroup)
+    part = "grant" if "/acls/" in path else part
+    if whole is not None and action == "mkdir":
+        return Difference[f"{part.upper()}_MISSING"]
+    if whole is not None and action == "rmdir":
+        return Difference[f"{part.upper()}_UNEXPECTED"]
+    return Difference.GRANT_DIFFERS if part == "grant" else Difference.EXPORT_DIFFERS
 
 
 def _grant_nodes(names: Names, grant: Grant) -> list[Node]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from volattachd.drivers.base import Capabilities, Portal, Session, Step, TargetDriver
+from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Export, Grant, Mode, Volume
 
@@ -60,7 +60,7 @@ class MemoryDriver(TargetDriver):
         present = {} if actual is None else dict(actual.grants)
         steps = self._plan_revocations(want, present)
         if actual is None:
-            steps.append(Step("create target", name, partial(self._create, want.volume)))
+            steps.append(Step("create target", name, partial(self._create, want.volume), Difference.EXPORT_MISSING))
         steps += self._plan_grants(want, present)
         if actual is None or not actual.enabled:
             steps.append(Step("enable target", name, partial(self._enable, name)))
@@ -69,7 +69,12 @@ class MemoryDriver(TargetDriver):
     def _plan_revocations(self, want: Export, present: dict[str, Grant]) -> list[Step]:
         name = want.volume.target_name
         return [
-            Step("remove grant", f"{name} {initiator}", partial(self._remove_grant, name, initiator))
+            Step(
+                "remove grant",
+                f"{name} {initiator}",
+                partial(self._remove_grant, name, initiator),
+                Difference.GRANT_UNEXPECTED,
+            )
             for initiator, grant in present.items()
             if grant not in want.grants
         ]
@@ -77,7 +82,12 @@ class MemoryDriver(TargetDriver):
     def _plan_grants(self, want: Export, present: dict[str, Grant]) -> list[Step]:
         name = want.volume.target_name
         return [
-            Step("create grant", f"{name} {grant.initiator}", partial(self._create_grant, name, grant))
+            Step(
+                "create grant",
+                f"{name} {grant.initiator}",
+                partial(self._create_grant, name, grant),
+                Difference.GRANT_MISSING,
+            )
             for grant in want.grants
             if present.get(grant.initiator) != grant
         ]
@@ -87,10 +97,18 @@ class MemoryDriver(TargetDriver):
         if export is None:
             return []
         steps = [
-            Step("remove grant", f"{target_name} {i}", partial(self._remove_grant, target_name, i))
+            Step(
+                "remove grant",
+                f"{target_name} {i}",
+                partial(self._remove_grant, target_name, i),
+                Difference.GRANT_UNEXPECTED,
+            )
             for i in list(export.grants)
         ]
-        return [*steps, Step("remove target", target_name, partial(self._remove, target_name))]
+        return [
+            *steps,
+            Step("remove target", target_name, partial(self._remove, target_name), Difference.EXPORT_UNEXPECTED),
+        ]
 
     def holds_device(self, volume: Volume) -> bool:
         with self._lock:

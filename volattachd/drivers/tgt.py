@@ -42,13 +42,13 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Final
 
 from volattachd.drivers import tgtadm
-from volattachd.drivers.base import Capabilities, Portal, Session, Step, TargetDriver
+from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
 from volattachd.drivers.tgtadm import Code, Lun, Mode, NotRunning, Op, Request, Target
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Export, Grant, Volume
@@ -245,6 +245,26 @@ class Tgtd:
         return lines[-1] if lines else ""
 
 
+#: What a step mends, by its action; the rest of them complete an export.
+_DIFFERENCES = {
+    "create target": Difference.EXPORT_MISSING,
+    "remove target": Difference.EXPORT_UNEXPECTED,
+    "record grant": Difference.GRANT_MISSING,
+    "create account": Difference.GRANT_MISSING,
+    "bind account": Difference.GRANT_MISSING,
+    "open access": Difference.GRANT_MISSING,
+    "close access": Difference.GRANT_UNEXPECTED,
+    "end sessions": Difference.GRANT_UNEXPECTED,
+    "unbind account": Difference.GRANT_UNEXPECTED,
+    "delete account": Difference.GRANT_UNEXPECTED,
+    "forget grant": Difference.GRANT_UNEXPECTED,
+}
+
+
+def _new_step(action: str, subject: str, run: Callable[[], None]) -> Step:
+    return Step(action, subject, run, _DIFFERENCES.get(action, Difference.EXPORT_DIFFERS))
+
+
 class TgtDriver(TargetDriver):
     """The user-space target. ``socket`` is a path as tgtd takes it in TGT_IPC_SOCKET."""
 
@@ -359,9 +379,9 @@ class TgtDriver(TargetDriver):
         tid = secrets.randbelow(tgtadm.MAX_TARGET_ID) + 1
         empty = Held(Target(tid, name, (), (GUARD,), ()), self._accounts(), frozenset())
         return [
-            Step("create target", name, partial(self._create_target, name, tid)),
-            Step("create LUN", f"{name} {volume.path}", partial(self._create_lun, volume, tid)),
-            Step("configure LUN", f"{name} {volume.serial}", partial(self._configure_lun, volume, tid)),
+            _new_step("create target", name, partial(self._create_target, name, tid)),
+            _new_step("create LUN", f"{name} {volume.path}", partial(self._create_lun, volume, tid)),
+            _new_step("configure LUN", f"{name} {volume.serial}", partial(self._configure_lun, volume, tid)),
             *self._plan_grants(empty, want),
         ]
 
@@ -372,9 +392,9 @@ class TgtDriver(TargetDriver):
         users = [*reversed(held.users), *(user for user in unbound if user in held.accounts)]
         return [
             *(self._close(held, initiator) for initiator in held.initiators),
-            Step("end sessions", name, partial(self._end_sessions, name, tid, None)),
+            _new_step("end sessions", name, partial(self._end_sessions, name, tid, None)),
             *(self._delete_account(user) for user in users),
-            Step("remove target", name, partial(self._remove_target, name, tid)),
+            _new_step("remove target", name, partial(self._remove_target, name, tid)),
         ]
 
     def _plan_revocations(self, held: Held, records: Collection[Record]) -> list[Step]:
@@ -423,7 +443,7 @@ class TgtDriver(TargetDriver):
 
     def _step(self, action: str, subject: str, request: Request, parameters: str = "", *settled: Code) -> Step:
         """One request. ``settled`` are refusals which say that it is so already."""
-        return Step(action, subject, partial(self._request, action, subject, request, parameters, *settled))
+        return _new_step(action, subject, partial(self._request, action, subject, request, parameters, *settled))
 
     def _request(self, action: str, subject: str, request: Request, parameters: str, *settled: Code) -> None:
         self._ask(action, subject, request, parameters, *settled)
@@ -442,13 +462,13 @@ class TgtDriver(TargetDriver):
 
     def _end(self, held: Held, initiator: str) -> Step:
         name, tid = held.target.name, held.target.tid
-        return Step("end sessions", f"{name} {initiator}", partial(self._end_sessions, name, tid, initiator))
+        return _new_step("end sessions", f"{name} {initiator}", partial(self._end_sessions, name, tid, initiator))
 
     def _unbind(self, held: Held, user: str) -> Step:
-        return Step("unbind account", f"{held.target.name} {user}", partial(self._unbind_account, user))
+        return _new_step("unbind account", f"{held.target.name} {user}", partial(self._unbind_account, user))
 
     def _delete_account(self, user: str) -> Step:
-        return Step("delete account", user, partial(self._remove_account, user))
+        return _new_step("delete account", user, partial(self._remove_account, user))
 
     def _create_target(self, name: str, tid: int) -> None:
         """A target that nobody can enter: the guard is the only account, and the ACL is empty."""

@@ -174,6 +174,7 @@ RECONCILIATION: Schema = {
                 "properties": {
                     "volume": {"type": ["string", "null"]},
                     "target_name": {"type": "string"},
+                    "differences": {"type": "array", "items": {"type": "string"}},
                     "steps": {"type": "array", "items": {"type": "string"}},
                     "error": {"type": ["string", "null"]},
                 },
