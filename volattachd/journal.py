@@ -1,8 +1,9 @@
 """The journal: durable state, and the history of how it came about.
 
-On disk: ``journal.db`` (SQLite, WAL, synchronous=FULL) in the state directory, with a row for each volume and
-attachment that exists, and the append-only table ``journal``, one row for each transition. ``lock`` beside it is
-held by flock for the life of the daemon: one daemon for one state directory.
+On disk: ``journal.db`` (SQLite, WAL, synchronous=FULL; schema.py) in the state directory, with a row for each volume
+and attachment that exists, and the table ``journal``, one row for each transition: new ones are appended, the oldest
+are trimmed, none is changed. ``lock`` beside it is held by flock for the life of the daemon: one daemon for one state
+directory.
 
 Rules, and why a crash at any instant is harmless:
 
@@ -13,7 +14,13 @@ Rules, and why a crash at any instant is harmless:
 3. A failed commit is fatal, and is not tried again: after a failed fsync the kernel may have dropped the pages
    and report success the next time. Everybody who waits gets JournalFailed, nothing is accepted any more, and the
    owner ends the process (``on_failure``), which starts again from the disk.
-4. Nothing is ordered by the clock of the wall: ``seq`` orders, timestamps are for people.
+4. Nothing is ordered, and nothing is trimmed, by the clock of the wall: ``seq`` orders, timestamps are for people,
+   and the age of a row is counted in hours that the daemon has run.
+5. ``seq`` has no gap and is never given twice, whatever was trimmed: who saw number n misses nothing where the next
+   one that he sees is n + 1.
+6. Trimming takes the oldest rows of history and nothing else. Of an attachment that has ended its id, volume, mode
+   and owner stay for ever, and of a volume that was unregistered its name: calls that are sent again, however
+   late, find their result, and an id is never taken again.
 
 Group commit: callers append to a queue, then take the writer's lock; the first to get it commits for all who
 wait, the others find themselves done. A lone caller pays no hand-over to another thread.
@@ -27,34 +34,27 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from volattachd.errors import JournalFailed, JournalUnusable
 from volattachd.model import Attachment, Caller, Device, Mode, Secret, State, Volume, now
+from volattachd.schema import MIGRATIONS, SCHEMA_VERSION, Migration, prepare, unusable, verify
 
-SCHEMA_VERSION = 1
+__all__ = ["SCHEMA_VERSION", "Attachments", "Change", "Journal", "open_connection"]
 
-_SCHEMA = """
-CREATE TABLE volumes (
-    id TEXT PRIMARY KEY, path TEXT NOT NULL, device TEXT NOT NULL, multiattach INTEGER NOT NULL,
-    read_only INTEGER NOT NULL, target_name TEXT NOT NULL UNIQUE, serial TEXT NOT NULL UNIQUE,
-    created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE attachments (
-    id TEXT PRIMARY KEY, volume TEXT NOT NULL REFERENCES volumes (id), state TEXT NOT NULL, mode TEXT NOT NULL,
-    owner INTEGER NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL, connector TEXT, secret TEXT,
-    instance_uuid TEXT, host_name TEXT, mount_point TEXT, ttl REAL
-) STRICT;
-CREATE TABLE journal (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, boot_id TEXT NOT NULL, uid INTEGER NOT NULL,
-    pid INTEGER NOT NULL, call TEXT NOT NULL, volume TEXT NOT NULL, attachment_id TEXT, before TEXT, after TEXT
-) STRICT;
-CREATE INDEX journal_by_volume ON journal (volume, seq);
-CREATE INDEX journal_by_attachment ON journal (attachment_id, seq);
-"""
+#: Pages (of 4 KiB) that a copy takes before it lets waiting calls through, and the pause in which they get in: a
+#: lock that is given back and asked for at once mostly stays with the same thread.
+_COPY_PAGES, _PAUSE = 256, 0.001
+_SQLITE_DONE = 101  # the sqlite3 module of Python 3.10 has no name for it
+
+#: What is left of an attachment's view when the history of its end is trimmed.
+_KEPT = ("mode", "owner", "created_at", "updated_at")
+_DROPPED = ("connector", "instance_uuid", "host_name", "mount_point")
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Journal:
         state_dir: Path,
         on_failure: Callable[[BaseException], None] | None = None,
         connect: Callable[[Path], sqlite3.Connection] | None = None,
+        migrations: Sequence[Migration] = MIGRATIONS,
     ) -> None:
         """Take the lock, check, migrate and load. ``connect`` opens the file: the seam for tests of faults.
 
@@ -101,13 +102,16 @@ class Journal:
         self._queue: list[_Waiting] = []
         self._queue_lock = threading.Lock()
         self._writer = threading.Lock()
+        self._news = threading.Condition()
         self._failed: BaseException | None = None
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._lock_fd = _take_lock(state_dir)
         try:
-            self._db = _open_database(state_dir, connect or open_connection)
+            self._db = _open_database(state_dir, connect or open_connection, migrations)
             self.volumes, self.attachments = _load(self._db)
-            self.seq: int = self._db.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0]
+            # Not the greatest number that is there: all of them may have been trimmed.
+            last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
+            self.seq: int = 0 if last is None else last[0]
         except BaseException:
             os.close(self._lock_fd)
             raise
@@ -118,6 +122,7 @@ class Journal:
             self._failed = self._failed or JournalFailed("the journal is closed")
             self._db.close()
             os.close(self._lock_fd)
+        self.wake()
 
     def commit(self, change: Change) -> int:
         """Make a change durable, then visible; the answer is its sequence number.
@@ -143,9 +148,8 @@ class Journal:
             try:
                 seqs = self._write([waiting.change for waiting in batch])
             except BaseException as failure:  # noqa: BLE001 - whatever it was, nothing after it can be trusted
-                error = self._failed = failure
-                if self._on_failure is not None:
-                    self._on_failure(failure)
+                error = failure
+                self._fail(failure)
         if error is not None:
             for waiting in batch:
                 waiting.error = error
@@ -153,6 +157,14 @@ class Journal:
         for waiting, seq in zip(batch, seqs, strict=True):
             self._apply(waiting.change)
             self.seq = waiting.seq = seq
+        self.wake()
+
+    def _fail(self, failure: BaseException) -> None:
+        """Accept nothing any more, and tell the owner."""
+        self._failed = failure
+        if self._on_failure is not None:
+            self._on_failure(failure)
+        self.wake()
 
     def _write(self, changes: list[Change]) -> list[int]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -225,19 +237,132 @@ class Journal:
 
     def last_ended(self, volume: str) -> dict[str, Any] | None:
         """The line of history with which the volume's latest attachment to end did so, or None."""
-        query = (
+        row = self._first(
             "SELECT * FROM journal WHERE volume = ? AND attachment_id IS NOT NULL AND after IS NULL"
-            " ORDER BY seq DESC LIMIT 1"
+            " ORDER BY seq DESC LIMIT 1",
+            volume,
         )
-        with self._writer:
-            self._check_alive()
-            row = self._db.execute(query, (volume,)).fetchone()
-        return None if row is None else _history_line(row)
+        if row is not None:
+            return _history_line(row)
+        row = self._first("SELECT * FROM ended_attachments WHERE volume = ? ORDER BY seq DESC LIMIT 1", volume)
+        return None if row is None else _ended_line(row)
 
     def last_of(self, attachment_id: str) -> dict[str, Any] | None:
         """The newest line of history of an attachment that may have ended; None where it never was."""
         lines = self.history(attachment_id=attachment_id, limit=1)
-        return lines[0] if lines else None
+        if lines:
+            return lines[0]
+        row = self._first("SELECT * FROM ended_attachments WHERE id = ?", attachment_id)
+        return None if row is None else _ended_line(row)
+
+    def was_unregistered(self, volume: str) -> bool:
+        """Whether a volume that is not registered has been so."""
+        lines = self.history(volume=volume, limit=1)
+        if lines:
+            return bool(lines[0]["after"] is None and lines[0]["attachment_id"] is None)
+        return self._first("SELECT id FROM ended_volumes WHERE id = ?", volume) is not None
+
+    def _first(self, query: str, *values: Any) -> sqlite3.Row | None:
+        with self._writer:
+            self._check_alive()
+            row: sqlite3.Row | None = self._db.execute(query, values).fetchone()
+        return row
+
+    # Following.
+
+    def kept(self) -> tuple[int, int]:
+        """The numbers of the oldest row of history that is still there, and of the newest.
+
+        Where none is there, the first is one more than the second.
+        """
+        with self._writer:
+            self._check_alive()
+            oldest = self._db.execute("SELECT min(seq) FROM journal").fetchone()[0]
+            return self.seq + 1 if oldest is None else oldest, self.seq
+
+    def wait_beyond(self, seq: int, enough: Callable[[], bool]) -> None:
+        """Wait until there is a row after ``seq``, the journal has ended, or ``enough`` (ask again: ``wake``)."""
+        with self._news:
+            self._news.wait_for(lambda: self.seq > seq or self._failed is not None or enough())
+
+    def wake(self) -> None:
+        """Let those who wait look again."""
+        with self._news:
+            self._news.notify_all()
+
+    # Care.
+
+    def copy_to(self, target: sqlite3.Connection) -> int:
+        """Copy everything into an empty database while calls go on; the answer is the copy's last number.
+
+        The copy is of one moment: what is committed on the way is taken over into what was copied already.
+        Raises JournalFailed, or sqlite3.Error where the target cannot be written.
+        """
+
+        def let_others_in(status: int, remaining: int, total: int) -> None:
+            if status != _SQLITE_DONE:  # from there on nothing is taken over any more
+                self._writer.release()
+                time.sleep(_PAUSE)
+                self._writer.acquire()
+                self._check_alive()
+
+        with self._writer:
+            self._check_alive()
+            self._db.backup(target, pages=_COPY_PAGES, progress=let_others_in)
+            return self.seq
+
+    def count_hour(self) -> None:
+        """Note that the daemon has run for one more hour."""
+        with self._writer, self._transaction():
+            hour = self._db.execute("SELECT coalesce(max(hour), 0) + 1 FROM hours").fetchone()[0]
+            self._db.execute("INSERT INTO hours (hour, seq) VALUES (?, ?)", (hour, self.seq))
+
+    def trim(self, hours: int, rows: int, at_most: int) -> int:
+        """Take away history that is older than ``hours`` of running, or beyond the newest ``rows``.
+
+        The oldest come first, and ``at_most`` of them; the answer is how many they were.
+        """
+        with self._writer:
+            self._check_alive()
+            query = "SELECT * FROM journal WHERE seq <= ? ORDER BY seq LIMIT ?"
+            old = self._db.execute(query, (max(self.seq - rows, self._seq_at_age(hours)), at_most)).fetchall()
+            if old:
+                with self._transaction():
+                    self._forget(old, hours)
+            return len(old)
+
+    def _seq_at_age(self, hours: int) -> int:
+        """The last number at the time when the daemon had run for so many hours less than now; or 0."""
+        query = "SELECT coalesce(max(seq), 0) FROM hours WHERE hour <= (SELECT max(hour) FROM hours) - ?"
+        seq: int = self._db.execute(query, (hours,)).fetchone()[0]
+        return seq
+
+    def _forget(self, old: list[sqlite3.Row], hours: int) -> None:
+        """Remove the oldest rows, keeping what calls that are sent again may ask for."""
+        for row in old:
+            if row["after"] is None and row["attachment_id"] is not None:
+                view = json.loads(row["before"])
+                self._db.execute(
+                    "INSERT OR REPLACE INTO ended_attachments VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (row["attachment_id"], row["volume"], row["seq"], *(view[name] for name in _KEPT)),
+                )
+            elif row["after"] is None:
+                self._db.execute("INSERT OR IGNORE INTO ended_volumes VALUES (?)", (row["volume"],))
+        self._db.execute("DELETE FROM journal WHERE seq <= ?", (old[-1]["seq"],))
+        # One mark of that age stays: it is the answer for the hours to come.
+        self._db.execute("DELETE FROM hours WHERE hour < (SELECT max(hour) FROM hours) - ?", (hours,))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction of our own keeping. Its failure is as fatal as that of a commit."""
+        self._check_alive()
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as failure:
+            self._fail(failure)
+            raise JournalFailed(f"the journal cannot be written: {failure}") from failure
 
 
 class Attachments:
@@ -305,8 +430,12 @@ def _take_lock(state_dir: Path) -> int:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
         raise JournalUnusable(f"another volattachd (pid {holder}) works on {state_dir}") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(fd)
+        raise JournalUnusable(f"cannot write to {state_dir}: {error.strerror}: make room, and start again") from error
     return fd
 
 
@@ -315,63 +444,33 @@ def open_connection(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
 
 
-def _open_database(state_dir: Path, connect: Callable[[Path], sqlite3.Connection]) -> sqlite3.Connection:
+def _open_database(
+    state_dir: Path, connect: Callable[[Path], sqlite3.Connection], migrations: Sequence[Migration]
+) -> sqlite3.Connection:
     path = state_dir / "journal.db"
+    verify(path, migrations, _load)
     # Created by hand: SQLite would use the umask, and a file that was readable for a moment was readable.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    fresh = path.stat().st_size == 0
     db = connect(path)
     db.row_factory = sqlite3.Row
     try:
-        # Before anything is written to it: a file from the future, or a damaged one, stays as it is.
-        _check(db, path)
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA secure_delete = ON")  # a secret dies with its attachment
-        if fresh or db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            _sync_directory(state_dir)
+        prepare(db, path, migrations)
     except sqlite3.Error as error:
         db.close()
-        raise JournalUnusable(f"{path} cannot be used: {error}; restore it from a backup") from error
+        raise unusable(path, error) from error
     except BaseException:
         db.close()
         raise
     return db
 
 
-def _check(db: sqlite3.Connection, path: Path) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise JournalUnusable(
-            f"{path} has schema version {version}, and this volattachd knows {SCHEMA_VERSION}:"
-            " install the version that wrote it, or restore an older backup"
-        )
-    problems = [row[0] for row in db.execute("PRAGMA quick_check(5)") if row[0] != "ok"]
-    if problems:
-        raise JournalUnusable(f"{path} is damaged ({'; '.join(problems)}): restore it from a backup")
-
-
-def _sync_directory(path: Path) -> None:
-    """A new file's name is durable only when its directory is synced."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 # Rows.
 
 
 def _load(db: sqlite3.Connection) -> tuple[dict[str, Volume], Attachments]:
-    try:
-        volumes = [_to_volume(row) for row in db.execute("SELECT * FROM volumes ORDER BY rowid")]
-        attachments = [_to_attachment(row) for row in db.execute("SELECT * FROM attachments ORDER BY rowid")]
-    except (ValueError, TypeError) as error:
-        raise JournalUnusable(f"a row cannot be understood ({error}): restore the journal from a backup") from error
+    """The rows. Raises ValueError or TypeError for one that cannot be understood: the check has seen to that."""
+    volumes = [_to_volume(row) for row in db.execute("SELECT * FROM volumes ORDER BY rowid")]
+    attachments = [_to_attachment(row) for row in db.execute("SELECT * FROM attachments ORDER BY rowid")]
     return {volume.id: volume for volume in volumes}, Attachments(attachments)
 
 
@@ -423,6 +522,18 @@ def _history_line(row: sqlite3.Row) -> dict[str, Any]:
     for name in ("before", "after"):
         line[name] = None if line[name] is None else json.loads(line[name])
     return line
+
+
+def _ended_line(row: sqlite3.Row) -> dict[str, Any]:
+    """What is known of an attachment's end whose line of history was trimmed, as a line of history."""
+    view = {
+        "attachment_id": row["id"],
+        "volume": row["volume"],
+        "state": State.GONE.value,
+        **{name: row[name] for name in _KEPT},
+        **dict.fromkeys(_DROPPED),
+    }
+    return {"seq": row["seq"], "volume": row["volume"], "attachment_id": row["id"], "before": view, "after": None}
 
 
 def _json_or_none(value: Mapping[str, Any] | None) -> str | None:

@@ -21,13 +21,12 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
 from urllib.parse import quote
 
 from volattachd.errors import JournalUnusable
 
 #: A script of statements, or a function over the connection, which is inside a transaction.
-Migration = Union[str, Callable[[sqlite3.Connection], None]]
+Migration = str | Callable[[sqlite3.Connection], None]
 
 MIGRATIONS: tuple[Migration, ...] = (
     """
@@ -72,8 +71,8 @@ def verify(path: Path, migrations: Sequence[Migration], read: Callable[[sqlite3.
     cannot understand. Raises JournalUnusable, saying what to do.
     """
     log = path.with_name(path.name + "-wal")
-    if not path.exists() or path.stat().st_size == 0:
-        if log.exists() and log.stat().st_size > 0:
+    if _size(path) == 0:
+        if _size(log) > 0:
             raise JournalUnusable(f"{path} is empty or missing, and its log {log.name} is not: {_RESTORE}")
         return
     try:
@@ -107,6 +106,18 @@ def unusable(path: Path, error: sqlite3.Error) -> JournalUnusable:
     if "full" in told or "I/O" in told or "unable to open" in told:
         return JournalUnusable(f"{path} cannot be used: {told}: make room, or mend the disk, and start again")
     return JournalUnusable(f"{path} cannot be used: {told}; {_RESTORE}")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none. A link in its place is not followed: OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return 0
+    try:
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
 
 
 @contextmanager

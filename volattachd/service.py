@@ -21,9 +21,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from volattachd import __version__
+from volattachd.backup import write_backup
 from volattachd.config import Config
 from volattachd.converge import Converger, export_of
 from volattachd.devices import check_unused, inspect_device, verify_device
@@ -40,6 +42,7 @@ from volattachd.errors import (
     SessionActive,
     VolumeNotFound,
 )
+from volattachd.history import Feed, Trimmer
 from volattachd.journal import Change, Journal
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, moves, next_state
 from volattachd.model import Attachment, Caller, Condition, Mode, Secret, State, Volume, now, parse_initiator
@@ -84,7 +87,8 @@ class Service:
         self._reserved_until = {
             row.id: Deadline(row.ttl or self._ttl) for row in journal.attachments.all() if row.state is State.RESERVED
         }
-        self.upkeep.expire = self.expire_reservations
+        self._trimmer = Trimmer(journal, config.days, config.rows)
+        self.upkeep.expire = self._clear_up
         self.upkeep.resolve_portals = partial(resolve_portals, config.portals)
         self.ready = False
 
@@ -304,8 +308,7 @@ class Service:
         def body() -> View:
             row = self.journal.volumes.get(volume)
             if row is None:
-                last = self.journal.history(volume=volume, limit=1)
-                if last and last[0]["call"] == "unregister_volume":
+                if self.journal.was_unregistered(volume):
                     return {"volume": volume}
                 row = self._volume(volume)
             attachments = self.journal.attachments.of_volume(volume)
@@ -358,6 +361,30 @@ class Service:
         """What happened, oldest first."""
         return self.journal.history(volume, attachment_id, since, limit)
 
+    def subscribe(self, caller: Caller, feed: Feed, since: int | None = None) -> View:
+        """Send each further row of the journal over this connection; with ``since``, everything after it first."""
+        oldest, last = self.journal.kept()
+        start = last if since is None else since
+        if not oldest - 1 <= start <= last:
+            raise InvalidInput(
+                f"cannot subscribe since {start}: the journal has the numbers {oldest} to {last}"
+                if start < oldest - 1
+                else f"cannot subscribe since {start}: the journal's last number is {last}",
+                f"call list_volumes, then subscribe since {last}",
+                oldest=oldest,
+                seq=last,
+            )
+        feed.follow(self.journal, start)
+        return {"since": start, "oldest": oldest, "seq": last}
+
+    def unsubscribe(self, caller: Caller, feed: Feed) -> View:
+        """Send no rows over this connection any more; ``subscribed`` tells whether any were sent before."""
+        return {"subscribed": feed.unfollow()}
+
+    def backup_journal(self, caller: Caller, path: str) -> View:
+        """Write a consistent copy of the journal to a new file."""
+        return write_backup(self.journal, Path(path))
+
     def reconcile(self, caller: Caller, dry_run: bool = False) -> View:
         """What differs between journal and target, as the steps that mend it; without dry_run, mends it."""
         return {"dry_run": dry_run, "volumes": self.upkeep.reconcile(dry_run=dry_run)}
@@ -381,6 +408,11 @@ class Service:
     def degraded(self) -> list[tuple[str, Condition]]:
         """Every condition with the name of its volume."""
         return [(name, condition) for name, found in sorted(self._conditions.all().items()) for condition in found]
+
+    def _clear_up(self) -> None:
+        """What each periodic pass begins with."""
+        self.expire_reservations()
+        self._trimmer.look()
 
     def expire_reservations(self) -> None:
         """End the reservations whose time is over. What has a connection never expires."""

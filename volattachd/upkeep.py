@@ -266,8 +266,14 @@ class Upkeep:
         return line
 
     def _orphans(self) -> list[str]:
-        known = {volume.target_name for volume in list(self._journal.volumes.values())}
-        return [name for name in self._converger.driver.list_exports() if name not in known]
+        """Targets of ours that no volume accounts for, whatever prefix it was registered under.
+
+        The target is listed first: a volume is in the journal before it is exported, so one that comes in between is
+        known.
+        """
+        found = self._converger.driver.list_exports()
+        known = {_own_part(volume.target_name) for volume in list(self._journal.volumes.values())}
+        return [name for name in found if _own_part(name) not in known]
 
     def _visit_orphan(self, name: str, dry_run: bool) -> View:
         try:
@@ -288,6 +294,11 @@ class Upkeep:
         before = self._backoffs.get(volume)
         pause = min(_LAST_PAUSE, before.pause * 2 if before else _FIRST_PAUSE)
         self._backoffs[volume] = _Backoff(pause, time.monotonic() + pause)
+
+
+def _own_part(target_name: str) -> str:
+    """What is the volume's own in its target's name: all but the prefix of the configuration."""
+    return target_name.rpartition(":")[2]
 
 
 def _line(volume: str | None, target_name: str, steps: Sequence[Step] = (), error: str | None = None) -> View:

@@ -9,7 +9,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from volattachd import __version__
@@ -45,15 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> int:
+    code = exits.OK
     try:
         args = _parse(argv)
-        outcome = _run(args)
+        for outcome in _outcomes(args):
+            _print(machine(outcome.result) if args.json else _rendered(outcome, args))
+            code = exits.DEGRADED if wrong(outcome) else code
     except SystemExit as leaving:  # argparse, after --help and --version
         return int(leaving.code or exits.OK)
     except (exits.UsageError, VolattachError, ClientError) as error:
         return _fail(error)
-    _print(machine(outcome.result) if args.json else _rendered(outcome, args))
-    return exits.DEGRADED if wrong(outcome) else exits.OK
+    return code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,10 +114,11 @@ def _check_utf8(argv: Sequence[str]) -> None:
             raise exits.UsageError(f"the argument {word!a} is not UTF-8") from None
 
 
-def _run(args: argparse.Namespace) -> Outcome:
+def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
+    """What the command gets: mostly one outcome, or one after the other for as long as it runs."""
     with Client(args.socket, args.timeout) as client:
-        outcome: Outcome = args.run(client, args)
-        return outcome
+        got: Outcome | Iterator[Outcome] = args.run(client, args)
+        yield from (got,) if isinstance(got, Outcome) else got
 
 
 def _rendered(outcome: Outcome, args: argparse.Namespace) -> str:
@@ -125,7 +128,7 @@ def _rendered(outcome: Outcome, args: argparse.Namespace) -> str:
 def _print(output: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the character is no reason to fail
-    print(output)
+    print(output, flush=True)  # who follows changes sees each of them now
 
 
 def _output_error(error: OSError) -> ClientError:

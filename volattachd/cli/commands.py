@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from volattachd.errors import AttachmentNotFound, VolumeNotFound
@@ -22,12 +22,12 @@ class Outcome(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One command. ``options`` adds its words to a parser; ``run`` makes its call."""
+    """One command. ``options`` adds its words to a parser; ``run`` makes its call, or calls one after the other."""
 
     name: str
     help: str
     options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[Client, argparse.Namespace], Outcome]
+    run: Callable[[Client, argparse.Namespace], Outcome | Iterator[Outcome]]
 
 
 def wrong(outcome: Outcome) -> bool:
@@ -133,6 +133,24 @@ def _reconcile(client: Client, args: argparse.Namespace) -> Outcome:
     return _made(client, "reconcile", dry_run=args.dry_run or None)
 
 
+def _watch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--since", metavar="N", type=int, help="first everything after sequence number N")
+
+
+def _watch(client: Client, args: argparse.Namespace) -> Iterator[Outcome]:
+    from volattachd.cli.watching import changes
+
+    return (Outcome("volume_changed", row) for row in changes(client, args.since))
+
+
+def _backup_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a new file on the daemon's host")
+
+
+def _backup(client: Client, args: argparse.Namespace) -> Outcome:
+    return _made(client, "backup_journal", path=os.path.join(os.getcwd(), args.file))
+
+
 COMMANDS: tuple[Command, ...] = (
     Command("call", "make any single call", _call_options, _call),
     Command("register", "take a device or file into care as a volume", _register_options, _register),
@@ -140,6 +158,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("list", "list the volumes, or the attachments", _list_options, _list),
     Command("show", "show one volume or attachment", _show_options, _show),
     Command("history", "what happened, from the journal, oldest first", _history_options, _history),
+    Command("watch", "each change as it happens, until interrupted", _watch_options, _watch),
+    Command("backup", "copy the journal to a new file while the daemon works", _backup_options, _backup),
     Command("status", "how the daemon is", _no_options, _status),
     Command("reconcile", "make the target equal to the journal", _reconcile_options, _reconcile),
 )

@@ -148,6 +148,12 @@ def history(result: Any) -> str:
     return table(head, [_history_row(row) for row in found])
 
 
+def change(result: Any) -> str:
+    """One row of the journal as a line of its own: nobody knows yet how wide the next one is."""
+    seq, when, call, volume, attachment, states, uid, pid = _history_row(result)
+    return f"{seq}  {when}  {call}  {volume}  {attachment}  {states}  uid={uid} pid={pid}"
+
+
 def status(result: Any) -> str:
     """The state of the daemon, with what is wrong first."""
     state = "degraded" if result.get("degraded") else "ready" if result.get("ready") else "starting"
@@ -188,6 +194,7 @@ RENDERERS: dict[str, Callable[[Any], str]] = {
     "terminate_connection": attachment,
     "roll_detaching": attachment,
     "get_history": history,
+    "volume_changed": change,
     "get_status": status,
     "reconcile": reconciliation,
 }

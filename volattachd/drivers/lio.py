@@ -181,12 +181,12 @@ class LioDriver(TargetDriver):
     def list_exports(self) -> list[str]:
         prefix = self.iqn_prefix + ":"
         with _translated("cannot list the targets"):
-            found = {name for name in self.fs.list_dirs("iscsi") if name.startswith(prefix)}
-            for hba in self.fs.list_dirs("core"):
-                if _is_ours(hba):
-                    stores = self.fs.list_dirs(f"core/{hba}")
-                    found |= {prefix + s.removeprefix(_MARK) for s in stores if s.startswith(_MARK)}
-            return sorted(found)
+            targets = self.fs.list_dirs("iscsi")
+            stores = [s for hba in self.fs.list_dirs("core") if _is_ours(hba) for s in self.fs.list_dirs(f"core/{hba}")]
+        # A backstore whose target has another prefix is that target's, and no export of its own.
+        used = {name.rpartition(":")[2] for name in targets}
+        left = {s.removeprefix(_MARK) for s in stores if s.startswith(_MARK)} - used
+        return sorted([name for name in targets if name.startswith(prefix)] + [prefix + name for name in left])
 
     def list_sessions(self, target_name: str) -> list[Session]:
         acls = f"iscsi/{target_name}/tpgt_1/acls"
@@ -245,7 +245,8 @@ class LioDriver(TargetDriver):
             Value(f"{names.backstore}/enable", "1"),
         ]
         steps = [self._step(node) for node in settings]
-        return [*steps, Step("verify", names.backstore, lambda: self._verify_device(names, volume))]
+        verify = partial(self._verify_device, names, volume)
+        return [*steps, _new_step("verify", names.backstore, verify)]
 
     def _surplus(self, names: Names, want: Export) -> tuple[list[Step], tuple[str, ...]]:
         """The steps that remove what should not be there, access first, and the paths that are gone then."""

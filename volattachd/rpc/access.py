@@ -31,8 +31,8 @@ class Peer:
 
 def peer_of(connection: socket.socket) -> Peer:
     """The peer's credentials, from the kernel."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", raw)
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, gid = struct.unpack("iII", raw)
     return Peer(pid, uid, frozenset({gid, *_groups_of(connection, uid, gid)}))
 
 
@@ -42,7 +42,10 @@ def _groups_of(connection: socket.socket, uid: int, gid: int) -> Iterable[int]:
     except OSError as error:
         if error.errno != errno.ERANGE:
             raise
-        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)  # more groups than fit: ask the user database
+        try:
+            return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)  # more groups than fit: ask the user database
+        except KeyError:
+            return ()  # which does not know the user
     return struct.unpack(f"{len(raw) // 4}I", raw)
 
 
@@ -79,7 +82,7 @@ class Access:
 
 def _ids(name: str, look_up: object) -> Iterable[int]:
     assert callable(look_up)
-    if name.isdigit():
+    if name.isascii() and name.isdigit():
         yield int(name)
         return
     try:

@@ -13,7 +13,8 @@ Laws:
 
 1. An answer belongs to the call whose id it carries, or the connection is not used again.
 2. After anything but a whole answer the connection is closed: a late answer can never meet a later call.
-3. Of what was sent without having been answered there is never more than fits into the socket's buffer, so a
+3. A notification that comes before an answer is kept for who asks for notifications, in order.
+4. Of what was sent without having been answered there is never more than fits into the socket's buffer, so a
    client that sends and a daemon that answers never wait for each other.
 """
 
@@ -95,6 +96,7 @@ class Client:
         self._closed = False
         self._last_id = 0
         self._received = bytearray()
+        self._notifications: deque[tuple[str, dict[str, Any]]] = deque()
 
     def __enter__(self) -> Client:
         return self
@@ -135,6 +137,27 @@ class Client:
         outcomes.extend(self._receive(call_id) for call_id, _ in waiting)
         return outcomes
 
+    def notification(self, timeout: float | None = None) -> tuple[str, dict[str, Any]]:
+        """The next notification: its method and its parameters. Without a time-out it is waited for.
+
+        Raises NoAnswer where none came in time, or the connection has ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._notifications:
+            message = self._parse(self._line(deadline))
+            if not self._is_notification(message):
+                self._outcome(message, 0)
+                raise self._bad_answer("an answer came where a notification was due")
+        return self._notifications.popleft()
+
+    def _is_notification(self, message: dict[str, Any]) -> bool:
+        """Whether it is one; it is kept then."""
+        if "id" in message or "method" not in message:
+            return False
+        params = message.get("params")
+        self._notifications.append((str(message["method"]), params if isinstance(params, dict) else {}))
+        return True
+
     def _send(self, request: bytes) -> None:
         connection = self._connected()
         connection.settimeout(self.timeout)
@@ -153,14 +176,14 @@ class Client:
         return self._socket
 
     def _receive(self, call_id: int) -> Any:
-        """The outcome of the call ``call_id``. Notifications on the way to it are passed over."""
+        """The outcome of the call ``call_id``. Notifications on the way to it are kept."""
         deadline = time.monotonic() + self.timeout
         while True:
             answer = self._parse(self._line(deadline))
-            if "id" in answer or "method" not in answer:
+            if not self._is_notification(answer):
                 return self._outcome(answer, call_id)
 
-    def _line(self, deadline: float) -> bytes:
+    def _line(self, deadline: float | None) -> bytes:
         searched = 0
         while (end := self._received.find(b"\n", searched)) < 0:
             searched = len(self._received)
@@ -171,10 +194,10 @@ class Client:
         del self._received[: end + 1]
         return line
 
-    def _read(self, deadline: float) -> bytes:
+    def _read(self, deadline: float | None) -> bytes:
         connection = self._connected()
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        remaining = None if deadline is None else deadline - time.monotonic()
+        if remaining is not None and remaining <= 0:
             raise self._no_answer(TimeoutError())
         connection.settimeout(remaining)
         try:

@@ -17,6 +17,7 @@ import fastjsonschema
 from jsonrpcserver import Error, Result, Success, dispatch_to_serializable
 
 from volattachd.errors import Busy, InvalidInput, InvalidParams, JournalFailed, PermissionDenied, VolattachError
+from volattachd.history import Feed
 from volattachd.model import Caller
 from volattachd.rpc import strictjson
 from volattachd.rpc.access import Peer
@@ -48,10 +49,11 @@ _ENVELOPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Client:
-    """The connection's context of a call: the peer and its role."""
+    """The connection's context of a call: the peer, its role, and what can be sent to it beside answers."""
 
     peer: Peer
     role: Role
+    feed: Feed | None = None
 
     @property
     def caller(self) -> Caller:
@@ -95,14 +97,15 @@ class Dispatcher:
     def _bind(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Result]:
         checks = {param.name: fastjsonschema.compile(param.schema) for param in method.params}
 
-        def call(client: Client, *args: Any, **kwargs: Any) -> Result:
+        def call(client: Client, /, *args: Any, **kwargs: Any) -> Result:
             began = time.monotonic()
             outcome: VolattachError | None = None
             params: dict[str, Any] = {}
             try:
                 _check_role(method, client)
                 params = _bind_params(method, args, kwargs, checks)
-                return Success(handler(client.caller, **params))
+                about = (client.caller, client.feed) if method.of_connection else (client.caller,)
+                return Success(handler(*about, **params))
             except VolattachError as error:
                 outcome = error
             except JournalFailed as error:
@@ -115,7 +118,7 @@ class Dispatcher:
 
 
 def _reporting_bugs(method: Method, call: Callable[..., Result]) -> Callable[..., Result]:
-    def guarded(client: Client, *args: Any, **kwargs: Any) -> Result:
+    def guarded(client: Client, /, *args: Any, **kwargs: Any) -> Result:
         try:
             return call(client, *args, **kwargs)
         except Exception:

@@ -47,6 +47,7 @@ class Method:
     params: tuple[Param, ...]
     result: Schema
     changes: bool = True
+    of_connection: bool = False  # it is about the connection that it comes over: its handler is given that too
 
 
 VOLUME_ID: Schema = {
@@ -195,6 +196,22 @@ STATUS: Schema = {
         "pending": {"type": "array", "items": VOLUME_ID},
         "seq": {"type": "integer", "description": "the journal's last sequence number"},
         "boot_id": {"type": "string"},
+    },
+}
+SUBSCRIPTION: Schema = {
+    "type": "object",
+    "properties": {
+        "since": {"type": "integer", "description": "the first notification has the next number"},
+        "oldest": {"type": "integer", "description": "the oldest sequence number that the journal still has"},
+        "seq": {"type": "integer", "description": "the journal's last sequence number"},
+    },
+}
+BACKUP: Schema = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"},
+        "seq": {"type": "integer", "description": "the last sequence number in the copy"},
+        "size": {"type": "integer", "description": "bytes"},
     },
 }
 
@@ -361,6 +378,42 @@ METHODS: tuple[Method, ...] = (
         Role.READER,
         (),
         STATUS,
+        changes=False,
+    ),
+    Method(
+        "subscribe",
+        "Sends each further row of the journal over this connection, as a notification volume_changed.",
+        Role.READER,
+        (
+            Param(
+                "since",
+                {"type": "integer", "minimum": 0, "description": "0 or more"},
+                "first everything after this sequence number; without it, only what is new",
+            ),
+        ),
+        SUBSCRIPTION,
+        changes=False,
+        of_connection=True,
+    ),
+    Method(
+        "unsubscribe",
+        "Ends the notifications of this connection; none comes after the answer.",
+        Role.READER,
+        (),
+        {"type": "object", "properties": {"subscribed": BOOLEAN}},
+        changes=False,
+        of_connection=True,
+    ),
+    Method(
+        "backup_journal",
+        "Writes a consistent copy of the journal to a new file, while other calls go on.",
+        Role.ADMIN,
+        (
+            Param(
+                "path", PATH, "the new file, on the daemon's host; one that exists is never replaced", required=True
+            ),
+        ),
+        BACKUP,
         changes=False,
     ),
     Method(

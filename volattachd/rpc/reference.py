@@ -69,6 +69,8 @@ _SAMPLES: dict[str, Any] = {
     "since": 41,
     "limit": 10,
     "seq": 42,
+    "oldest": 1,
+    "subscribed": True,
     "at": 1790000060.0,
     "boot_id": "c0ffee00-1111-4222-8333-444455556666",
     "uid": 0,
@@ -101,6 +103,9 @@ _SAMPLES: dict[str, Any] = {
     },
 }
 
+#: Where a name means something else in one method.
+_OWN_SAMPLES: dict[str, dict[str, Any]] = {"backup_journal": {"path": "/var/lib/volattachd/backup.db"}}
+
 #: Optional parameters that an example shows beyond the required ones.
 _SHOWN: dict[str, tuple[str, ...]] = {
     "reserve_volume": ("attachment_id", "mode", "instance_uuid"),
@@ -108,6 +113,7 @@ _SHOWN: dict[str, tuple[str, ...]] = {
     "attach": ("instance_uuid", "host_name", "mount_point", "attachment_id"),
     "list_attachments": ("volume",),
     "get_history": ("since", "limit"),
+    "subscribe": ("since",),
     "reconcile": ("dry_run",),
 }
 
@@ -292,7 +298,8 @@ def _example(method: Method) -> list[str]:
 def example_params(method: Method) -> dict[str, Any]:
     """The parameters of the method's example."""
     shown = _SHOWN.get(method.name, ())
-    return {p.name: _SAMPLES[p.name] for p in method.params if p.required or p.name in shown}
+    samples = {**_SAMPLES, **_OWN_SAMPLES.get(method.name, {})}
+    return {p.name: samples[p.name] for p in method.params if p.required or p.name in shown}
 
 
 def example_result(method: Method) -> Any:
@@ -304,6 +311,8 @@ def example_result(method: Method) -> Any:
         result.update(_state_after(method))
     elif method.result is VOLUME and method.name in _LEAVES_NONE:
         result.update(status="available", attachments=[])
+    elif method.name in _OWN_SAMPLES:
+        result.update(_OWN_SAMPLES[method.name])
     return result
 
 

@@ -2,7 +2,8 @@
 
 A connection's calls are answered in order, by its own thread; whoever wants calls side by side opens more
 connections. A thread that writes to a client which does not read stops reading from it, so what a client can make
-the daemon hold is one message and one answer.
+the daemon hold is one message and one answer. A connection that subscribed has a second thread, which sends
+(events.py). Sockets of connections never block: a time-out of the socket module would be shared by both threads.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ from __future__ import annotations
 import grp
 import logging
 import os
+import select
 import socket
 import stat
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from volattachd.errors import Busy, ConfigError
 from volattachd.rpc import strictjson
 from volattachd.rpc.access import Access, Peer, peer_of
 from volattachd.rpc.dispatch import Client, Dispatcher, error_data, refusal
+from volattachd.rpc.events import ConnectionFeed, Outlet, wait_for
 from volattachd.rpc.framing import Decoder, Frame
 from volattachd.turns import Deadline
 
@@ -31,6 +34,8 @@ SOCKET_GROUP = "volattach"
 _FIRST_ACTIVATED = 3
 _BACKLOG = 128
 _CHUNK = 65536
+#: How long ``stop`` waits for answers that are being made, in seconds.
+_LAST_ANSWERS = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Server:
         self.access = access
         self._limits = limits
         self._lock = threading.Lock()
+        self._closed = threading.Condition(self._lock)
         self._open: dict[socket.socket, int] = {}
         self._by_uid: Counter[int] = Counter()
         self._stopping = False
@@ -78,7 +84,9 @@ class Server:
         with self._lock:
             connections = list(self._open)
         for connection in connections:
-            _shut(connection, socket.SHUT_RD)
+            _shut(connection)
+        with self._closed:
+            self._closed.wait_for(lambda: not self._open, _LAST_ANSWERS)
 
     def _admit(self, connection: socket.socket) -> None:
         try:
@@ -90,8 +98,8 @@ class Server:
         refusal = self._register(connection, peer)
         if refusal is not None:
             log.warning("refused a connection of uid %d pid %d: %s", peer.uid, peer.pid, refusal.message)
-            connection.settimeout(0)
-            _send_error(connection, refusal)
+            connection.setblocking(False)
+            _tell(Outlet(connection, 0), refusal)
             connection.close()
             return
         thread = threading.Thread(target=self._serve, args=(connection, peer), name=f"uid {peer.uid}", daemon=True)
@@ -112,36 +120,51 @@ class Server:
 
     def _serve(self, connection: socket.socket, peer: Peer) -> None:
         try:
+            connection.setblocking(False)
             Conversation(connection, self._dispatcher, Client(peer, self.access.role_of(peer)), self._limits).run()
         except OSError as error:
             log.debug("the connection of uid %d pid %d ended: %s", peer.uid, peer.pid, error)
         finally:
-            with self._lock:
+            connection.close()
+            with self._closed:
                 del self._open[connection]
                 self._by_uid[peer.uid] -= 1
-            connection.close()
+                self._closed.notify_all()
 
 
 class Conversation:
     """One connection, from its first byte to its last."""
 
     def __init__(self, connection: socket.socket, dispatcher: Dispatcher, client: Client, limits: Limits) -> None:
+        """``connection`` does not block."""
         self._connection = connection
         self._dispatcher = dispatcher
-        self._client = client
         self._limits = limits
+        self._outlet = Outlet(connection, limits.unread_seconds)
+        self._feed = ConnectionFeed(self._outlet, lambda: _shut(connection))
+        self._client = replace(client, feed=self._feed)
         self._decoder = Decoder()
         self._deadline: Deadline | None = None
 
     def run(self) -> None:
         """Answer message after message; returns at the end of the stream, or where it is broken."""
+        try:
+            self._converse()
+        finally:
+            self._feed.unfollow()
+
+    def _converse(self) -> None:
         while True:
             data = self._receive()
             if data is None:
                 seconds = self._limits.message_seconds
-                self._refuse(Busy(f"the message was not complete after {seconds:g} s", "send it again in one go"))
+                _tell(
+                    self._outlet, Busy(f"the message was not complete after {seconds:g} s", "send it again in one go")
+                )
                 return
             frames = self._decoder.feed(data) if data else self._decoder.close()
+            if frames:
+                self._deadline = None  # the message that is pending now began in this packet
             if not all(self._handle(frame) for frame in frames) or self._decoder.broken:
                 return
 
@@ -151,11 +174,12 @@ class Conversation:
             self._deadline = None
         elif self._deadline is None:
             self._deadline = Deadline(self._limits.message_seconds)
-        self._connection.settimeout(None if self._deadline is None else max(self._deadline.left(), 0.001))
-        try:
-            return self._connection.recv(_CHUNK)
-        except TimeoutError:
-            return None
+        while wait_for(self._connection, select.POLLIN, self._deadline):
+            try:
+                return self._connection.recv(_CHUNK)
+            except BlockingIOError:
+                continue
+        return None
 
     def _handle(self, frame: Frame) -> bool:
         """Answer one frame; False where what follows it cannot be trusted: the stream is to be closed."""
@@ -164,33 +188,26 @@ class Conversation:
                 raise frame.error
             answer = self._dispatcher.answer(frame.data, self._client)
         except strictjson.Refused as error:
-            self._send(strictjson.dumps(refusal(error)))
+            self._outlet.send(strictjson.dumps(refusal(error)) + b"\n")
             return not isinstance(error, strictjson.NotJson)
         if answer is not None:
-            self._send(answer)
+            self._outlet.send(answer + b"\n")
+        self._feed.answered()
         return True
 
-    def _send(self, answer: bytes) -> None:
-        """Send one answer in a line of its own. Raises TimeoutError where the client does not take it."""
-        self._connection.settimeout(self._limits.unread_seconds)
-        self._connection.sendall(answer + b"\n")
 
-    def _refuse(self, error: Busy) -> None:
-        self._connection.settimeout(self._limits.unread_seconds)
-        _send_error(self._connection, error)
-
-
-def _send_error(connection: socket.socket, error: Busy) -> None:
+def _tell(outlet: Outlet, error: Busy) -> None:
     body = {"code": error.code, "message": error.message, "data": error_data(error)}
     try:
-        connection.sendall(strictjson.dumps({"jsonrpc": "2.0", "error": body, "id": None}) + b"\n")
+        outlet.send(strictjson.dumps({"jsonrpc": "2.0", "error": body, "id": None}) + b"\n")
     except OSError as failure:
         log.debug("could not tell a client why it is refused: %s", failure)
 
 
-def _shut(connection: socket.socket, how: int) -> None:
+def _shut(connection: socket.socket) -> None:
+    """End the reading: what is being answered still goes out."""
     try:
-        connection.shutdown(how)
+        connection.shutdown(socket.SHUT_RD)
     except OSError as error:
         log.debug("a connection was closed already: %s", error)
 
@@ -222,7 +239,7 @@ def bind_socket(path: Path) -> socket.socket:
     try:
         listener.bind(str(path))
     except OSError as error:
-        raise ConfigError(f"cannot listen on {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
     finally:
         os.umask(before)
     gid = _group_id(SOCKET_GROUP)
@@ -235,7 +252,10 @@ def bind_socket(path: Path) -> socket.socket:
 
 def _make_way(path: Path) -> None:
     """Remove a socket that nobody serves any more, and nothing else."""
-    path.parent.mkdir(mode=0o755, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {path}: cannot make {path.parent}: {error.strerror}") from error
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

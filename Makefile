@@ -1,0 +1,100 @@
+# Every target sets up what it needs, says so in a line, and starts at once the next time.
+# Debian packages are installed by root only; anybody else is told which.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+DEMO_PACKAGES := tgt qemu-utils qemu-block-extra
+TEST_PACKAGES := $(DEMO_PACKAGES) libiscsi-bin user-mode-linux mmdebstrap e2fsprogs
+CHECKED := volattachd demo tests $(if $(wildcard bench/*.py),bench)
+
+
+.PHONY: help demo test lint format docs docs-check guest-test guest-shell clean
+.PHONY: demo-packages test-packages python-packages
+.NOTPARALLEL:
+
+help:
+	@echo "make demo           one volume through the six calls, with a real initiator"
+	@echo "make test           lint, generated documents, every test (ARGS='-k words' for some of them)"
+	@echo "make lint           ruff and mypy"
+	@echo "make format         ruff mends what it can"
+	@echo "make docs           write the generated documents again"
+	@echo "make guest-test     one test in a guest with a kernel of its own: T=path::name"
+	@echo "make guest-shell    a shell in such a guest"
+	@echo "make clean          remove what the others made here"
+
+demo: demo-packages $(READY)
+	@$(RUN) -m demo
+
+test: test-packages lint docs-check
+	@echo "==> pytest"
+	@$(RUN) -m pytest --durations=5 $(ARGS)
+
+lint: $(READY)
+	@echo "==> ruff and mypy"
+	@$(RUN) -m ruff check --quiet $(CHECKED)
+	@$(RUN) -m ruff format --quiet --check $(CHECKED)
+	@$(RUN) -m mypy --strict $(CHECKED)
+
+format: $(READY)
+	@$(RUN) -m ruff check --fix $(CHECKED)
+	@$(RUN) -m ruff format $(CHECKED)
+
+docs: $(READY)
+	@$(RUN) -m volattachd.rpc.reference
+
+docs-check: $(READY)
+	@echo "==> generated documents"
+	@$(RUN) -m volattachd.rpc.reference --check
+
+guest-test: test-packages $(READY)
+	@test -n "$(T)" || { echo "say which: make guest-test T=tests/guest/inside/test_calls.py::NAME" >&2; exit 2; }
+	@$(RUN) -m pytest $(T)
+
+guest-shell: test-packages $(READY)
+	@$(RUN) -m tests.guest.harness shell
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is newer than pyproject.toml: the environment has what that asks for.
+$(READY): pyproject.toml | python-packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "volattachd needs Python 3.10 or newer; $(PYTHON) is older or missing: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "==> virtual environment $(VENV): the project with its test tools"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[test]'
+	@touch $@
+
+# Debian's python3 makes virtual environments only with python3-venv; others bring ensurepip along.
+PYTHON_PACKAGES = $(if $(wildcard $(READY)),,$(if $(shell command -v $(PYTHON)),\
+    $(shell $(PYTHON) -c 'import ensurepip' 2>/dev/null || echo python3-venv),python3 python3-venv))
+
+# $(call install,PACKAGES): install those that are missing; apt's own words are shown only where it fails.
+define install
+	@missing=; \
+	for package in $(1); do \
+	    dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed || missing="$$missing $$package"; \
+	done; \
+	test -n "$$missing" || exit 0; \
+	command -v apt-get >/dev/null || { echo "this host is no Debian: install what Debian calls$$missing" >&2; exit 1; }; \
+	test "$$(id -u)" = 0 || { echo "as root: apt-get install --no-install-recommends$$missing" >&2; exit 1; }; \
+	echo "==> apt-get install$$missing"; \
+	log=$$(mktemp); \
+	{ apt-get update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; } </dev/null >$$log 2>&1 \
+	    || { tail -n 30 $$log >&2; rm -f $$log; exit 1; }; \
+	rm -f $$log
+endef
+
+demo-packages:
+	$(call install,$(PYTHON_PACKAGES) $(DEMO_PACKAGES))
+
+test-packages:
+	$(call install,$(PYTHON_PACKAGES) $(TEST_PACKAGES))
+
+python-packages:
+	$(call install,$(PYTHON_PACKAGES))

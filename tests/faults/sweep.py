@@ -1,0 +1,239 @@
+"""The sweeps: a fault at the first operation of a call, at the second, … until the call comes through untouched.
+
+``Sweep.depth_one`` does so for every call and kind of fault. Where the process ends, a new life starts over the same
+directory and the same kernel; ``depth_two`` strikes that start as well, at points that depth one has found there.
+After each, everything in oracle.py is checked, the call is sent again, and documented calls lead back to available.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.faults import oracle
+from tests.faults.oracle import Violation, require
+from tests.faults.seam import ENDING, KILLS, SHORT, SQL, Fault, Kind, Operation, ProcessKilled, applies
+from tests.faults.target import read_foreign
+from tests.faults.world import RECONCILE, Case, Life, Rows, Stage, World
+from volattachd.errors import DriverError, JournalFailed, JournalUnusable
+
+#: What ends a daemon that is starting, so that its supervisor starts it again.
+_ENDS_A_START = (ProcessKilled, JournalUnusable, JournalFailed, DriverError, sqlite3.Error)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place where a call was struck, and what the start after it then did."""
+
+    case: Case
+    fault: Fault
+    recovery: dict[Kind, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the caller saw: an answer, or an error."""
+
+    answer: Any = None
+    error: BaseException | None = None
+
+
+class Sweep:
+    """Sweeps over one world."""
+
+    def __init__(self, world: World, kinds: Iterable[Kind] = SHORT) -> None:
+        self.world = world
+        self.kinds = tuple(kinds)
+        self.counts: Counter[str] = Counter()
+        self.points: list[Point] = []
+        self._foreign = read_foreign(world.reader)
+        self._normal: dict[Case, Any] = {}
+
+    # Depth one.
+
+    def depth_one(self, cases: Iterable[Case]) -> None:
+        """Every point of every case."""
+        oracle.check_lock(self.world)
+        for case in cases:
+            self.acknowledged(case)
+            for kind in self.kinds:
+                for number in itertools.count(1):
+                    if not self._told(self._strike_once, case, Fault(kind, number)):
+                        break
+            self.check_foreign()
+
+    def acknowledged(self, case: Case) -> None:
+        """Without a fault: its answer is the normal one, and what it says survives a kill at once after it."""
+        before = self._begin(case)
+        answer = case.send(self.world)
+        self._normal[case] = oracle.normal(self._plain(case, answer), self.world.attachment_id)
+        self.world.restart()
+        self._check_recovered(case, before, moved=True)
+
+    def check_foreign(self) -> None:
+        """Nobody would put back what was changed in a foreign target, so looking once in a while is enough."""
+        now, was = read_foreign(self.world.reader), self._foreign
+        changed = {path: (was.get(path), now.get(path)) for path in {*was, *now} if was.get(path) != now.get(path)}
+        require(not changed, "a foreign target stays as it is", f"(was, is): {changed}")
+
+    def _told(self, strike: Any, case: Case, *faults: Fault) -> Any:
+        try:
+            return strike(case, *faults)
+        except Violation as violation:
+            struck = self.world.life.seam.struck
+            violation.args = (f"{violation} (in {case}: {', then '.join(map(str, faults))}; last struck: {struck})",)
+            raise
+
+    def _strike_once(self, case: Case, fault: Fault) -> bool:
+        """One fault in one call; False where the call has fewer such operations."""
+        before = self._begin(case)
+        outcome, struck = self._send(case, fault)
+        if struck is None:
+            require(outcome.error is None, "a call without a fault succeeds", outcome.error)
+            return False
+        self.counts[fault.kind.value] += 1
+        if self._ended(fault, struck, outcome):
+            tree = self._end(before)
+            self.world.life = Life(self.world)
+            self._note(case, fault)
+            oracle.check_moment_of_death(tree, before, self.world.rows(), case, self.world.attachment_id)
+            self._check_recovered(case, before, moved=None)
+        else:
+            self._check_survived(case, before, outcome)
+        self._send_again(case)
+        return True
+
+    def _begin(self, case: Case) -> Rows:
+        """Back to available, and on to where the case starts, with a new attachment."""
+        world = self.world
+        world.go(Stage.AVAILABLE)
+        world.new_attachment()
+        world.go(case.before)
+        case.prepare(world)
+        return world.rows()
+
+    def _send(self, case: Case, fault: Fault) -> tuple[Outcome, Operation | None]:
+        """The call with its fault; the answer is what the caller saw and where the fault struck."""
+        seam = self.world.life.seam
+        seam.arm(fault)
+        try:
+            outcome = Outcome(answer=case.send(self.world))
+        except BaseException as error:  # noqa: BLE001 - a dead process is one of the outcomes
+            outcome = Outcome(error=error)
+        struck = seam.struck
+        if not seam.dead:
+            seam.arm(None)
+        return outcome, struck
+
+    def _ended(self, fault: Fault, struck: Operation, outcome: Outcome) -> bool:
+        """Whether the process is over; checks that what the caller saw is what such a fault must show."""
+        if fault.kind not in ENDING:
+            expected = (DriverError, type(None))
+        elif struck.changes:
+            expected = (ProcessKilled, JournalFailed)
+        else:
+            expected = (ProcessKilled, sqlite3.Error)
+        saw = outcome.error
+        require(isinstance(saw, expected), "nothing is acknowledged after a failure", f"the caller saw {outcome}")
+        if fault.kind in SQL and struck.changes:
+            self._check_nothing_more()
+        return fault.kind in KILLS or (fault.kind in SQL and struck.changes)
+
+    def _check_nothing_more(self) -> None:
+        """After a failed commit the owner is told, and nothing is accepted any more."""
+        require(self.world.life.failure is not None, "a failed commit is fatal", "the owner was not told")
+        try:
+            self.world.life.journal.history(limit=1)
+        except JournalFailed:
+            return
+        raise Violation("a failed commit is fatal", "the journal goes on")
+
+    def _end(self, before: Rows) -> dict[str, str]:
+        """The end of the process; the answer is what it left in the target."""
+        self.world.life.end()
+        return self.world.read()
+
+    def _note(self, case: Case, fault: Fault) -> None:
+        """How many operations of each kind the start has just made."""
+        seen = self.world.life.seam.seen
+        recovery = {kind: sum(applies(kind, operation) for operation in seen) for kind in self.kinds}
+        self.points.append(Point(case, fault, recovery))
+
+    def _check_recovered(self, case: Case, before: Rows, *, moved: bool | None) -> None:
+        world = self.world
+        oracle.check_rows(before, world.rows(), case, world.attachment_id, moved=moved)
+        oracle.check_history(world, world.attachment_id)
+        oracle.check_target(world)
+        oracle.check_second_pass(world)
+
+    def _check_survived(self, case: Case, before: Rows, outcome: Outcome) -> None:
+        """The same daemon goes on: the error changed nothing, or the call found its way."""
+        moved = outcome.error is None
+        if case is not RECONCILE:  # a pass that failed is mended by the next, which is sent now
+            oracle.check_rows(before, self.world.rows(), case, self.world.attachment_id, moved=moved)
+            oracle.check_target(self.world)
+
+    def _send_again(self, case: Case) -> None:
+        """The call once more, its answer, and the target after it."""
+        answer = self._plain(case, case.send(self.world))
+        oracle.check_answer(self.world, answer, self._normal[case], case)
+        oracle.check_target(self.world)
+
+    @staticmethod
+    def _plain(case: Case, answer: Any) -> Any:
+        return oracle.without_lines(answer) if case is RECONCILE else answer
+
+    # Depth two.
+
+    def pairs(self) -> Iterator[tuple[Point, Fault]]:
+        """Every point that ended a process, with every point of the start after it."""
+        for point in self.points:
+            for kind, count in point.recovery.items():
+                for number in range(1, count + 1):
+                    yield point, Fault(kind, number)
+
+    def depth_two(self, seed: int, sample: int | None) -> int:
+        """A second fault during the start after the first; the answer is how many such pairs there are."""
+        pairs = list(self.pairs())
+        chosen = pairs if sample is None else random.Random(seed).sample(pairs, min(sample, len(pairs)))
+        for point, second in chosen:
+            self._told(self._strike_twice, point.case, point.fault, second)
+        self.check_foreign()
+        return len(pairs)
+
+    def _strike_twice(self, case: Case, first: Fault, second: Fault) -> None:
+        before = self._begin(case)
+        self._send(case, first)
+        self._end(before)
+        self._start_struck(second)
+        self.counts["second fault"] += 1
+        self._check_recovered(case, before, moved=None)
+        self._send_again(case)
+
+    def _start_struck(self, second: Fault) -> None:
+        """A start with a fault in it; what ends is started again, what goes on mends itself in its next pass."""
+        try:
+            self.world.life = Life(self.world, second)
+        except _ENDS_A_START:
+            self.world.life = Life(self.world)
+            return
+        seam = self.world.life.seam
+        require(seam.struck is not None, "a start makes the same operations each time", second)
+        seam.arm(None)
+        self.world.service.upkeep.reconcile(dry_run=False)
+
+
+class Clock:
+    """How long a part took."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{time.monotonic() - self._started:.1f} s"

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from volattachd.config import Config, keys, load
+from volattachd.errors import ConfigError
+
+#: For each key a value that is not its default, as TOML and as it is read.
+GOOD: dict[str, tuple[str, Any]] = {
+    "daemon.state_dir": ('"/srv/state"', Path("/srv/state")),
+    "daemon.socket": ('"/run/x.sock"', Path("/run/x.sock")),
+    "access.admin": ('["alice", "%wheel", "1000"]', ("alice", "%wheel", "1000")),
+    "access.agent": ("[]", ()),
+    "access.reader": ('["%adm"]', ("%adm",)),
+    "target.driver": ('"memory"', "memory"),
+    "target.iqn_prefix": ('"iqn.2030-12.com.example:sub"', "iqn.2030-12.com.example:sub"),
+    "target.portals": ('["192.0.2.1", "eth0:3261"]', ("192.0.2.1", "eth0:3261")),
+    "limits.connections": ("1", 1),
+    "limits.connections_per_uid": ("65536", 65536),
+    "limits.message_seconds": ("0.1", 0.1),
+    "limits.unread_seconds": ("3600", 3600.0),
+    "limits.call_seconds": ("1", 1.0),
+    "reservations.ttl": ("31536000", 31536000.0),
+    "reconcile.interval": ("0.5", 0.5),
+}
+
+TEXTS = ("5", "true", "1.5", "[]", "{}", '""', "1979-05-27", "[1]", '["a", 1]')
+NUMBERS = ('"5"', "true", "[]", "{}", "nan", "inf", "-inf", "-1", "0", "1979-05-27", "99999999999999999999")
+#: For each key values that do not fit.
+BAD: dict[str, tuple[str, ...]] = {
+    "daemon.state_dir": (*TEXTS, '"relative"', '"./x"'),
+    "daemon.socket": (*TEXTS, '"x.sock"'),
+    "access.admin": ('"alice"', "5", "[5]", '["a", 1]', '[""]', "{}", "true"),
+    "access.agent": ('"%volattach"', "[true]", "[[]]", "1.5"),
+    "access.reader": ('"a"', "[5]", "[{}]"),
+    "target.driver": TEXTS,
+    "target.iqn_prefix": (
+        *TEXTS,
+        '"example.com"',
+        '"iqn.2026-13.com.example"',
+        '"iqn.2026-00.com.example"',
+        '"iqn.26-01.com.example"',
+        '"IQN.2026-11.com.example"',
+        '"iqn.2026-11.com.Example"',
+        '"iqn.2026-11.com.example:"',
+        '"iqn.2026-11.com.example/x"',
+        '"iqn.2026-11."',
+        '"iqn.2026-11.com example"',
+        '"iqn.2026-11.com\\n"',
+        f'"iqn.2026-11.{"a" * 139}"',
+    ),
+    "target.portals": ('"192.0.2.1"', "3260", "[3260]", '[""]'),
+    "limits.connections": (*NUMBERS, "1.0", "65537"),
+    "limits.connections_per_uid": (*NUMBERS, "2.5", "65537"),
+    "limits.message_seconds": (*NUMBERS, "0.09", "3600.1"),
+    "limits.unread_seconds": (*NUMBERS, "0.09", "3601"),
+    "limits.call_seconds": (*NUMBERS, "0.09", "3601"),
+    "reservations.ttl": (*NUMBERS, "0.9", "31536001"),
+    "reconcile.interval": (*NUMBERS, "0.4", "3601"),
+}
+
+KEYS = [f"{section}.{key}" for section, key, _, _ in keys()]
+
+
+def written(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "volattachd.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def refused(tmp_path: Path, text: str | bytes) -> str:
+    """The words with which a file is refused, without its name: ``LINE: …`` where there is one."""
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}:")
+    return str(caught.value).removeprefix(f"{path}:")
+
+
+def test_the_tables_of_these_tests_have_every_key() -> None:
+    assert list(GOOD) == list(BAD) == KEYS
+    assert len({key.partition(".")[2] for key in KEYS}) == len(KEYS) == len(fields(Config))
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", *(f"[{key.partition('.')[0]}]\n" for key in KEYS)])
+def test_a_file_that_says_nothing_gives_every_default(tmp_path: Path, text: str) -> None:
+    assert load(written(tmp_path, text)) == Config()
+
+
+def test_every_default_is_a_value_that_the_file_could_give(tmp_path: Path) -> None:
+    for section, key, summary, default in keys():
+        value = list(default) if isinstance(default, tuple) else default
+        shown = str(value) if isinstance(value, (int, float, list)) else f'"{value}"'
+        assert getattr(load(written(tmp_path, f"[{section}]\n{key} = {shown}\n")), key) == default
+        assert summary
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_taken_and_changes_itself_alone(tmp_path: Path, key: str) -> None:
+    section, _, name = key.partition(".")
+    text, value = GOOD[key]
+    found = load(written(tmp_path, f"[{section}]\n{name} = {text}\n"))
+    assert getattr(found, name) == value
+    assert value != getattr(Config(), name)
+    assert [f.name for f in fields(Config) if getattr(found, f.name) != getattr(Config(), f.name)] == [name]
+
+
+def test_all_keys_together_are_taken(tmp_path: Path) -> None:
+    found = load(written(tmp_path, "".join(f"{key} = {text}\n" for key, (text, _) in GOOD.items())))
+    assert found == Config(**{key.partition(".")[2]: value for key, (_, value) in GOOD.items()})
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
+def test_a_value_that_does_not_fit_is_refused_with_line_and_key(tmp_path: Path, key: str, value: str) -> None:
+    section, _, name = key.partition(".")
+    told = refused(tmp_path, f"# a comment\n\n[{section}]\n# another\n{name} = {value}\n")
+    assert re.match(rf"5: {re.escape(key)}: must ", told), told
+
+
+@pytest.mark.parametrize("section", sorted({key.partition(".")[0] for key in KEYS}))
+def test_an_unknown_key_is_refused_and_the_known_ones_are_named(tmp_path: Path, section: str) -> None:
+    told = refused(tmp_path, f"\n[{section}]\nmispelt = 1\n")
+    assert told.startswith(f"3: {section}.mispelt: unknown key")
+    for key in KEYS:
+        if key.startswith(section + "."):
+            assert key.partition(".")[2] in told
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_of_another_section_is_unknown(tmp_path: Path, key: str) -> None:
+    section, _, name = key.partition(".")
+    other = "limits" if section != "limits" else "daemon"
+    assert refused(tmp_path, f"[{other}]\n{name} = {GOOD[key][0]}\n").startswith(f"2: {other}.{name}: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[nonsense]\n", 1),
+        ("\n\n[nonsense]\nstate_dir = 1\n", 3),
+        ("[daemon]\n[nonsense]\n", 2),
+        ('[ "nonsense" ]\n', 1),
+        ("\nnonsense = 1\n", 2),
+        ("\nnonsense.key = 1\n", 2),
+        ('\n"nonsense" = {}\n', 2),
+    ],
+)
+def test_an_unknown_section_is_refused_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    told = refused(tmp_path, text)
+    assert told.startswith(f"{line}: ")
+    assert "nonsense" in told
+
+
+@pytest.mark.parametrize("section", sorted({key.partition(".")[0] for key in KEYS}))
+@pytest.mark.parametrize("value", ["1", '"x"', "[]", "true"])
+def test_a_key_in_place_of_a_section_is_refused(tmp_path: Path, section: str, value: str) -> None:
+    assert refused(tmp_path, f"\n{section} = {value}\n").startswith(f"2: '{section}' must be a section")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("\ndaemon.state_dir = 5\n", 2),
+        ('\n"daemon".state_dir = 5\n', 2),
+        ('\ndaemon."state_dir" = 5\n', 2),
+        ("\n'daemon'.'state_dir' = 5\n", 2),
+        ('[daemon]\n\n"state_dir" = 5\n', 3),
+        ("[daemon]\n'state_dir'=5\n", 2),
+        ("[daemon]\n\tstate_dir\t=\t5\n", 2),
+        ('["daemon"]\nstate_dir = 5\n', 2),
+        ("[ daemon ]\nstate_dir = 5\n", 2),
+        ("[ 'daemon' ] # the daemon\nstate_dir = 5 # five\n", 2),
+        ("[daemon]\r\n\r\nstate_dir = 5\r\n", 3),
+        ("[target]\nportals = [\n  'a',\n]\n[daemon]\nstate_dir = [\n  5,\n]\n", 6),
+        ('[access]\n# state_dir = 1\n[daemon]\nsocket = "/s"\nstate_dir = 5\n', 5),
+    ],
+)
+def test_however_a_key_is_written_its_line_is_named(tmp_path: Path, text: str, line: int) -> None:
+    assert refused(tmp_path, text).startswith(f"{line}: daemon.state_dir: must be an absolute path, not ")
+
+
+@pytest.mark.parametrize(
+    "text", ["\ndaemon = { state_dir = 5 }\n", "\ndaemon . state_dir = 5\n", '\n"da\\u0065mon".state_dir = 5\n']
+)
+def test_a_key_that_is_written_in_a_rare_way_is_named_with_some_line(tmp_path: Path, text: str) -> None:
+    assert re.match(r"[12]: daemon\.state_dir: must be an absolute path", refused(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[daemon", "daemon]", "x", "[daemon]\nstate_dir = \n", '[daemon]\nsocket = "/a"\nsocket = "/b"\n', "\x00", "[a]\n[a]\n"],
+)
+def test_what_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
+    assert refused(tmp_path, text).startswith(" is not TOML: ")
+
+
+def test_what_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    assert "cannot be read" in refused(tmp_path, b'[daemon]\nsocket = "/\xff"\n')
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / name)
+
+
+def test_the_longest_prefix_leaves_room_for_a_whole_name(tmp_path: Path) -> None:
+    prefix = "iqn.2026-11." + "a" * 138
+    assert load(written(tmp_path, f'[target]\niqn_prefix = "{prefix}"\n')).iqn_prefix == prefix
+    assert len(f"{prefix}:{'v' * 63}.{'0' * 8}") <= 223
