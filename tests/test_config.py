@@ -27,6 +27,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "limits.call_seconds": ("1", 1.0),
     "reservations.ttl": ("31536000", 31536000.0),
     "reconcile.interval": ("0.5", 0.5),
+    "history.days": ("1", 1),
+    "history.rows": ("100_000_000", 100_000_000),
 }
 
 TEXTS = ("5", "true", "1.5", "[]", "{}", '""', "1979-05-27", "[1]", '["a", 1]')
@@ -62,6 +64,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "limits.call_seconds": (*NUMBERS, "0.09", "3601"),
     "reservations.ttl": (*NUMBERS, "0.9", "31536001"),
     "reconcile.interval": (*NUMBERS, "0.4", "3601"),
+    "history.days": (*NUMBERS, "0.5", "36501"),
+    "history.rows": (*NUMBERS, "999", "100000001"),
 }
 
 KEYS = [f"{section}.{key}" for section, key, _, _ in keys()]

@@ -294,7 +294,7 @@ class Service:
                     return self._view(found)
                 raise AlreadyExists(f"volume {volume!r} is registered already, for {found.path}", "use another name")
             device = inspect_device(path)
-            check_unused(path, read_only, self.journal.volumes.values())
+            check_unused(path, read_only, list(self.journal.volumes.values()))
             serial = self._new_serial()
             target_name = f"{self.driver.iqn_prefix}:{volume}.{serial[:8]}"
             row = Volume(volume, path, device, multiattach, read_only, target_name, serial, now())
@@ -658,7 +658,7 @@ class Service:
                         f" attachment {other.id}; one host cannot have {row.mode.value} access beside it"
                     )
                 return other.secret
-        return Secret(username=row.id, password=secrets.token_hex(16))
+        return _new_secret(row.id)
 
     def _new_serial(self) -> str:
         """A serial whose first 25 and first 7 digits no other volume has: WWID and HBA are made from them."""
@@ -667,3 +667,12 @@ class Service:
             serial = str(uuid.uuid4())
             if serial[:7] not in taken:
                 return serial
+
+
+def _new_secret(attachment_id: str) -> Secret:
+    """CHAP credentials that no attachment had before: 124 random bits (RFC 3720 section 8.2.1 asks for 96).
+
+    Both begin with a letter: LIO takes a CHAP_N that begins with 0b for base64 and one with 0x for hexadecimal, and
+    refuses the login; and a value that begins with NULL unsets it. Neither has anything but letters, digits and "-".
+    """
+    return Secret(username=f"volattach-{attachment_id}", password="s" + secrets.token_hex(16)[1:])

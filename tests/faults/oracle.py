@@ -35,14 +35,19 @@ def check_moment_of_death(tree: Tree, before: Rows, now: Rows, case: Case, own: 
     enabled only when it asks for secrets. A grant that is on its way out loses its mapping first: that door leads
     nowhere.
     """
-    orphans = users(tree) - set(now.attachments)
+    orphans = {user for user in users(tree) if attachment_of(user) not in now.attachments}
     require(not orphans, "a grant outlives its row", f"the target grants {orphans}")
     require(not unguarded(tree), "enabled before it is complete", unguarded(tree))
     for door in doors(tree):
         known = [row for rows in (before, now) for row in rows.attachments.values() if row.secret is not None]
         fitting = [row for row in known if _fits(row, door.initiator, door.username, door.password, door.mode)]
-        closing = door.username == own and case.after in (Stage.AVAILABLE, Stage.DISCONNECTED)
+        closing = attachment_of(door.username) == own and case.after in (Stage.AVAILABLE, Stage.DISCONNECTED)
         require(fitting and (door.mapped or closing), "access opens before the grant is complete", door)
+
+
+def attachment_of(user: str) -> str:
+    """The attachment that a CHAP user name was made for: its id is what the name ends with."""
+    return user[-36:]
 
 
 def _fits(row: Attachment, initiator: str, username: str, password: str, mode: Mode) -> bool:
@@ -145,7 +150,16 @@ def normal(answer: Any, own: str) -> Any:
 
 
 _FIXED = {
-    key: f"({key})" for key in ("created_at", "updated_at", "auth_password", "serial", "target_name", "target_iqn")
+    key: f"({key})"
+    for key in (
+        "created_at",
+        "updated_at",
+        "auth_username",
+        "auth_password",
+        "serial",
+        "target_name",
+        "target_iqn",
+    )
 }
 
 

@@ -43,8 +43,11 @@ class Kind(Enum):
     SQL_LOST = "disk I/O error of a commit that is durable all the same"
 
 
-#: A kill between two changes leaves the same world wherever it falls, so where it strikes at reads adds nothing.
-SHORT = tuple(kind for kind in Kind if kind is not Kind.KILL_READING)
+#: The short form. A kill between two changes leaves the same world wherever it falls, so striking at reads adds
+#: nothing; neither does the other number of an error that is handled alike. Beside another attachment, what may
+#: differ is what comes of the changes.
+ALONE = (Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.EIO, Kind.SQL_EIO, Kind.SQL_FULL, Kind.SQL_LOST)
+BESIDE_ANOTHER = (Kind.KILL_AFTER, Kind.ENOSPC, Kind.SQL_LOST)
 KILLS = frozenset({Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.KILL_READING})
 SQL = frozenset({Kind.SQL_EIO, Kind.SQL_FULL, Kind.SQL_LOST})
 #: The process ends with these, so a start has to clean up.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.faults.sweep import Clock, Sweep
-from tests.faults.seam import Kind
+from tests.faults.seam import ALONE, BESIDE_ANOTHER, Kind
 from tests.faults.target import KernelReader
 from tests.faults.world import LIFE_CYCLE, REGISTRY, World
 from volattachd.drivers.configfs import ConfigFs
@@ -65,10 +65,9 @@ def sweep(
     """
     logging.getLogger("volattachd").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        world = World(
-            Path(name, "state"), new_device(kind), ConfigFs(), KernelReader(), shared=request.param == "shared"
-        )
-        yield Sweep(world)
+        shared = request.param == "shared"
+        world = World(Path(name, "state"), new_device(kind), ConfigFs(), KernelReader(), shared=shared)
+        yield Sweep(world, tuple(Kind) if LONG else BESIDE_ANOTHER if shared else ALONE)
         world.close()
     logging.getLogger("volattachd").setLevel(logging.NOTSET)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.faults import oracle
 from tests.faults.oracle import Violation, require
-from tests.faults.seam import ENDING, KILLS, SHORT, SQL, Fault, Kind, Operation, ProcessKilled, applies
+from tests.faults.seam import ALONE, ENDING, KILLS, SQL, Fault, Kind, Operation, ProcessKilled, applies
 from tests.faults.target import read_foreign
 from tests.faults.world import RECONCILE, Case, Life, Rows, Stage, World
 from volattachd.errors import DriverError, JournalFailed, JournalUnusable
@@ -47,13 +47,14 @@ class Outcome:
 class Sweep:
     """Sweeps over one world."""
 
-    def __init__(self, world: World, kinds: Iterable[Kind] = SHORT) -> None:
+    def __init__(self, world: World, kinds: Iterable[Kind] = ALONE) -> None:
         self.world = world
         self.kinds = tuple(kinds)
         self.counts: Counter[str] = Counter()
         self.points: list[Point] = []
         self._foreign = read_foreign(world.reader)
         self._normal: dict[Case, Any] = {}
+        self._refused = False
 
     # Depth one.
 
@@ -96,6 +97,7 @@ class Sweep:
         outcome, struck = self._send(case, fault)
         if struck is None:
             require(outcome.error is None, "a call without a fault succeeds", outcome.error)
+            self._check_answer(case, outcome.answer)
             return False
         self.counts[fault.kind.value] += 1
         if self._ended(fault, struck, outcome):
@@ -104,17 +106,23 @@ class Sweep:
             self._note(case, fault)
             oracle.check_moment_of_death(tree, before, self.world.rows(), case, self.world.attachment_id)
             self._check_recovered(case, before, moved=None)
+            self._send_again(case)
         else:
             self._check_survived(case, before, outcome)
-        self._send_again(case)
         return True
 
     def _begin(self, case: Case) -> Rows:
-        """Back to available, and on to where the case starts, with a new attachment."""
+        """Where the case starts, with a new attachment.
+
+        After an error answer everything is as it was before the call, and this is a check of it: the call is made
+        again, in the same daemon, and gets as far as the next point. Else back to available, and on from there.
+        """
         world = self.world
-        world.go(Stage.AVAILABLE)
-        world.new_attachment()
-        world.go(case.before)
+        if not self._refused:
+            world.go(Stage.AVAILABLE)
+            world.new_attachment()
+            world.go(case.before)
+        self._refused = False
         case.prepare(world)
         return world.rows()
 
@@ -175,14 +183,19 @@ class Sweep:
     def _check_survived(self, case: Case, before: Rows, outcome: Outcome) -> None:
         """The same daemon goes on: the error changed nothing, or the call found its way."""
         moved = outcome.error is None
-        if case is not RECONCILE:  # a pass that failed is mended by the next, which is sent now
-            oracle.check_rows(before, self.world.rows(), case, self.world.attachment_id, moved=moved)
+        oracle.check_rows(before, self.world.rows(), case, self.world.attachment_id, moved=moved)
+        if case is RECONCILE:  # a pass that failed is mended by the next
+            self._send_again(case)
+        else:
             oracle.check_target(self.world)
+        self._refused = outcome.error is not None
 
     def _send_again(self, case: Case) -> None:
         """The call once more, its answer, and the target after it."""
-        answer = self._plain(case, case.send(self.world))
-        oracle.check_answer(self.world, answer, self._normal[case], case)
+        self._check_answer(case, case.send(self.world))
+
+    def _check_answer(self, case: Case, answer: Any) -> None:
+        oracle.check_answer(self.world, self._plain(case, answer), self._normal[case], case)
         oracle.check_target(self.world)
 
     @staticmethod

@@ -73,7 +73,8 @@ class KernelReader:
             os.close(fd)
 
     def link(self, path: str) -> str:
-        return os.path.relpath(os.path.realpath(f"{self.root}/{path}"), self.root)
+        link = f"{self.root}/{path}"
+        return os.path.relpath(os.path.join(os.path.dirname(link), os.readlink(link)), self.root)
 
 
 class SimulatedReader:

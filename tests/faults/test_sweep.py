@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kernel import SimulatedKernel
-from tests.faults.seam import SHORT, Kind
+from tests.faults.seam import Kind
 from tests.faults.sweep import Sweep
 from tests.faults.target import SimulatedReader
 from tests.faults.world import LIFE_CYCLE, REGISTRY, World

@@ -250,9 +250,8 @@ def _roll(world: World) -> Any:
 
 
 def _terminate(world: World) -> Any:
-    return world.service.terminate_connection(
-        ADMIN, VOLUME, connector(HOST_A), attachment_id=world.attachment_id
-    )
+    host = HOST_B if world.attachment_id == _SECOND else HOST_A
+    return world.service.terminate_connection(ADMIN, VOLUME, connector(host), attachment_id=world.attachment_id)
 
 
 def _force(world: World) -> Any:

@@ -53,7 +53,7 @@ from volattachd.errors import DriverError, VolattachError
 from volattachd.model import Caller, Grant, Mode, Secret
 
 SOAK = bool(os.environ.get("VOLATTACHD_SOAK"))
-EXAMPLES, STEPS = (10_000, 100) if SOAK else (int(os.environ.get('EX','300')), 50)
+EXAMPLES, STEPS = (10_000, 100) if SOAK else (int(os.environ.get("EX", "300")), 50)
 
 VOLUMES = ("vol-a", "vol-b", "vol-c")
 NEVER = "never-registered"
@@ -172,9 +172,7 @@ class Contract(RuleBasedStateMachine):
             self.world.volumes[name] = found or replace(wanted, target_name=outcome["target_name"])
 
     def _send_register(self, volume: Registered) -> dict[str, Any]:
-        return self.plant.service.register_volume(
-            ADMIN, volume.name, volume.path, volume.multiattach, volume.read_only
-        )
+        return self.plant.service.register_volume(ADMIN, volume.name, volume.path, volume.multiattach, volume.read_only)
 
     @rule(name=NAMES, multiattach=FLAGS, manner=MANNERS)
     def unregister_or_register(self, name: str, multiattach: bool, manner: Trouble | str | None) -> None:
@@ -220,9 +218,7 @@ class Contract(RuleBasedStateMachine):
         brief=FLAGS,
         manner=MANNERS,
     )
-    def reserve(
-        self, name: str, who: Who, named: bool, ro: bool, brief: bool, manner: Trouble | str | None
-    ) -> None:
+    def reserve(self, name: str, who: Who, named: bool, ro: bool, brief: bool, manner: Trouble | str | None) -> None:
         volume = self.world.volumes.get(name)
         mode = "ro" if ro or (volume is not None and volume.read_only) else None
         self.numbers += 1
@@ -680,7 +676,7 @@ def test_the_service_keeps_its_contract_whatever_happens(swift_path: Path) -> No
             database=None,
             deadline=None,
             print_blob=True,
-            phases=[Phase.generate] if 'EX' in os.environ else list(Phase),
+            phases=[Phase.generate] if "EX" in os.environ else list(Phase),
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -1,4 +1,4 @@
-"""What must hold after every step, whatever happened: the service's answers against the model, the target against both."""
+"""What must hold after every step, whatever happened: answers against the model, the target against both."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Watch:
             assert service.list_attachments(ADMIN, view["volume"]) == [r for r in rows if r["volume"] == view["volume"]]
         for row in rows:
             assert service.show_attachment(ADMIN, row["attachment_id"]) == row
-        for row in list(world.ended.values())[-1:]:
-            assert without_times(service.show_attachment(ADMIN, row.id)) == row.shown()
+        for last in list(world.ended.values())[-1:]:
+            assert without_times(service.show_attachment(ADMIN, last.id)) == last.shown()
         self.check_secrecy(rows, volumes, service.get_status(ADMIN))
 
     def _check_volume(self, view: dict[str, Any]) -> None:

@@ -63,10 +63,8 @@ def kernel_has_lio() -> bool:
     if os.path.isdir("/sys/kernel/config/target") or os.path.isdir("/sys/module/iscsi_target_mod"):
         return True
     release = os.uname().release
-    for base in ("/lib/modules", "/usr/lib/modules"):
-        if _lists_module(f"{base}/{release}", "iscsi_target_mod"):
-            return True
-    return False
+    directories = (f"/lib/modules/{release}", f"/usr/lib/modules/{release}")
+    return any(_lists_module(directory, "iscsi_target_mod") for directory in directories)
 
 
 def _lists_module(directory: str, module: str) -> bool:

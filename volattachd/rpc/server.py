@@ -61,26 +61,36 @@ class Server:
         self._open: dict[socket.socket, int] = {}
         self._by_uid: Counter[int] = Counter()
         self._stopping = False
+        self._wake, self._woken = socket.socketpair()
 
     def run(self) -> None:
         """Accept until ``stop``."""
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                if self._stopping:
-                    return
-                log.exception("cannot accept a connection")
-                threading.Event().wait(0.1)  # out of descriptors, say: do not spin
-                continue
-            self._admit(connection)
+        # accept(2) must not block: nothing could wake it but shutdown(2), which would also end systemd's socket.
+        self._listener.setblocking(False)
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
+        with self._listener, self._woken:
+            while not self._stopping:
+                poll.poll()
+                if not self._stopping:
+                    self._accept()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # the client went away again
+        except OSError:
+            log.exception("cannot accept a connection")
+            threading.Event().wait(0.1)  # out of descriptors, say: do not spin
+            return
+        self._admit(connection)
 
     def stop(self) -> None:
         """Accept no more, and end every connection after the answer that is being made."""
         self._stopping = True
-        # shutdown(2) of a listening socket wakes accept; close alone would leave it asleep.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._wake.close()
         with self._lock:
             connections = list(self._open)
         for connection in connections:
@@ -97,13 +107,20 @@ class Server:
             return
         refusal = self._register(connection, peer)
         if refusal is not None:
-            log.warning("refused a connection of uid %d pid %d: %s", peer.uid, peer.pid, refusal.message)
-            connection.setblocking(False)
-            _tell(Outlet(connection, 0), refusal)
-            connection.close()
+            self._turn_away(connection, peer, refusal)
             return
         thread = threading.Thread(target=self._serve, args=(connection, peer), name=f"uid {peer.uid}", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread is to be had
+            self._turn_away(connection, peer, Busy(f"the connection cannot be served now: {error}", "try again later"))
+            self._unregister(connection, peer)
+
+    def _turn_away(self, connection: socket.socket, peer: Peer, refusal: Busy) -> None:
+        log.warning("refused a connection of uid %d pid %d: %s", peer.uid, peer.pid, refusal.message)
+        connection.setblocking(False)
+        _tell(Outlet(connection, 0), refusal)
+        connection.close()
 
     def _register(self, connection: socket.socket, peer: Peer) -> Busy | None:
         with self._lock:
@@ -111,9 +128,7 @@ class Server:
                 return Busy(f"all {self._limits.connections} connections are in use", "close one, or try again later")
             if self._by_uid[peer.uid] >= self._limits.connections_per_uid:
                 limit = self._limits.connections_per_uid
-                return Busy(
-                    f"uid {peer.uid} has all of its {limit} connections open", "close one, or try again later"
-                )
+                return Busy(f"uid {peer.uid} has all of its {limit} connections open", "close one, or try again later")
             self._open[connection] = peer.uid
             self._by_uid[peer.uid] += 1
         return None
@@ -126,10 +141,13 @@ class Server:
             log.debug("the connection of uid %d pid %d ended: %s", peer.uid, peer.pid, error)
         finally:
             connection.close()
-            with self._closed:
-                del self._open[connection]
-                self._by_uid[peer.uid] -= 1
-                self._closed.notify_all()
+            self._unregister(connection, peer)
+
+    def _unregister(self, connection: socket.socket, peer: Peer) -> None:
+        with self._closed:
+            del self._open[connection]
+            self._by_uid[peer.uid] -= 1
+            self._closed.notify_all()
 
 
 class Conversation:

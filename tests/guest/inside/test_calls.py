@@ -246,3 +246,12 @@ def test_an_initiator_in_upper_case_is_the_same_initiator(program: Program, host
     info = program.call("initialize_connection", volume=volume, connector=connector(host1.name.upper()))
     assert host1.login(info)
     host1.logout(info)
+
+
+def test_an_attachment_id_that_looks_like_base64_is_no_trap(program: Program, host1: Initiator, volume: str) -> None:
+    """LIO reads a CHAP user name that begins with 0b as base64: one random id of 256 could never log in."""
+    at = {"volume": volume, "attachment_id": "0bd7cb7a-6ee4-49f0-ae39-27d9bb1a3d6c"}
+    program.call("reserve_volume", **at)
+    info = program.call("initialize_connection", **at, connector=connector(host1.name))
+    assert host1.login(info)
+    host1.logout(info)
