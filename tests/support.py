@@ -1,4 +1,4 @@
-"""What the daemon's tests have in common: rows, a target that can be told to fail, a service over both, a served socket."""
+"""What the daemon's tests have in common: rows, a target that can be told to fail, a service over both, a socket."""
 
 from __future__ import annotations
 

@@ -197,7 +197,15 @@ def test_a_key_that_is_written_in_a_rare_way_is_named_with_some_line(tmp_path: P
 
 @pytest.mark.parametrize(
     "text",
-    ["[daemon", "daemon]", "x", "[daemon]\nstate_dir = \n", '[daemon]\nsocket = "/a"\nsocket = "/b"\n', "\x00", "[a]\n[a]\n"],
+    [
+        "[daemon",
+        "daemon]",
+        "x",
+        "[daemon]\nstate_dir = \n",
+        '[daemon]\nsocket = "/a"\nsocket = "/b"\n',
+        "\x00",
+        "[a]\n[a]\n",
+    ],
 )
 def test_what_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
     assert refused(tmp_path, text).startswith(" is not TOML: ")

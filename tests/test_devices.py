@@ -215,7 +215,7 @@ def test_a_program_that_is_running_is_refused(tmp_path: Path) -> None:
     os.truncate(path, -(-os.path.getsize(path) // 512) * 512)
     with subprocess.Popen([path, "60"]) as running:
         try:
-            with pytest.raises(InvalidInput, match="cannot use .*: Text file busy"):
+            with pytest.raises(InvalidInput, match=r"cannot use .*: Text file busy"):
                 check_unused(path, False, [])
         finally:
             running.kill()

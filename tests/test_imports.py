@@ -20,7 +20,11 @@ LAYERS: list[tuple[str, set[str], str]] = [
     ("model", {"model"}, "it is plain data, for people to read and for tests to build without a daemon"),
     ("lifecycle", {"lifecycle"}, "it decides, and does nothing: no I/O can be in the way of a decision"),
     ("turns", {"turns"}, "it serves whoever waits, and knows neither volumes nor targets"),
-    ("journal", {"journal", "schema", "history", "backup"}, "durability depends on nothing that could fail with the target"),
+    (
+        "journal",
+        {"journal", "lock", "schema", "history", "backup"},
+        "durability depends on nothing that could fail with the target",
+    ),
     ("config", {"config", "logs"}, "the table of keys is read by the documentation, without a daemon"),
     ("drivers", {"drivers"}, "a third party's driver sees the model and the contract, and never the service"),
     ("looking", {"devices", "portals", "views"}, "they look at the host and change nothing"),

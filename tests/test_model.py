@@ -74,7 +74,9 @@ def test_a_volumes_name_may_be_anything_that_fits_an_iqn(name: str) -> None:
     assert VOLUME_ID.fullmatch(name)
 
 
-@pytest.mark.parametrize("name", ["", "a" * 64, "A", "-a", "a-", ".a", "a.", "a_b", "a b", "a/b", "a:b", "ä", "a\n", ".."])
+@pytest.mark.parametrize(
+    "name", ["", "a" * 64, "A", "-a", "a-", ".a", "a.", "a_b", "a b", "a/b", "a:b", "ä", "a\n", ".."]
+)
 def test_what_does_not_fit_an_iqn_is_no_volumes_name(name: str) -> None:
     assert not VOLUME_ID.fullmatch(name)
 

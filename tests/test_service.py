@@ -119,9 +119,7 @@ def test_every_call_in_every_state_does_what_the_table_says(rig: Rig, state: Sta
 
 
 @pytest.mark.parametrize(("state", "call"), MOVES)
-def test_a_call_that_is_sent_again_gives_the_same_answer_and_has_one_effect(
-    rig: Rig, state: State, call: Call
-) -> None:
+def test_a_call_that_is_sent_again_gives_the_same_answer_and_has_one_effect(rig: Rig, state: State, call: Call) -> None:
     rig.register()
     rig.reach(state)
     first = CALLS[call](rig, ADMIN)
@@ -675,13 +673,14 @@ def test_a_call_without_an_id_is_about_the_callers_own_attachment_and_may_be_sen
     rig.reach(State.ATTACHED, number=1, caller=AGENT, initiator=HOST_A)
     rig.reach(State.ATTACHED, number=2, caller=OTHER_AGENT, initiator=HOST_B)
     service = rig.service
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: service.attach(AGENT, "vol-1", host_name="h"),
         lambda: service.begin_detaching(AGENT, "vol-1"),
         lambda: service.roll_detaching(AGENT, "vol-1"),
         lambda: service.begin_detaching(AGENT, "vol-1"),
         lambda: service.terminate_connection(AGENT, "vol-1", connector(HOST_A)),
-    ):
+    ]
+    for call in calls:
         first = call()
         assert first["attachment_id"] == ID
         with unchanged(rig):
@@ -753,7 +752,9 @@ def test_access_is_given_after_the_commit_that_says_so(rig: Rig) -> None:
     assert seen == ["create target: connected", "create grant: connected", "enable target: connected"]
 
 
-@pytest.mark.parametrize(("state", "call"), [(s, c) for s, c in TARGET_MOVES if TRANSITIONS[c][s] is State.DISCONNECTED])
+@pytest.mark.parametrize(
+    ("state", "call"), [(s, c) for s, c in TARGET_MOVES if TRANSITIONS[c][s] is State.DISCONNECTED]
+)
 def test_access_is_taken_after_the_commit_that_says_so_and_before_the_answer(
     rig: Rig, state: State, call: Call
 ) -> None:
@@ -824,9 +825,7 @@ def test_whichever_step_fails_the_attachment_is_where_it_was_and_the_call_can_be
 
 
 @pytest.mark.parametrize(("state", "call"), TARGET_MOVES)
-def test_where_the_way_back_fails_too_a_condition_says_so_until_it_is_over(
-    rig: Rig, state: State, call: Call
-) -> None:
+def test_where_the_way_back_fails_too_a_condition_says_so_until_it_is_over(rig: Rig, state: State, call: Call) -> None:
     (rig.directory / "trial").mkdir()
     rig.register()
     rig.reach(state)

@@ -71,7 +71,8 @@ def test_a_task_gives_its_result_or_raises_its_error() -> None:
     task = workers.submit(lambda: 7)
     assert task.wait(PATIENCE)
     assert task.result() == 7
-    failing = workers.submit(lambda: {}["missing"])
+    nothing: dict[str, int] = {}
+    failing = workers.submit(lambda: nothing["missing"])
     assert failing.wait(PATIENCE)
     with pytest.raises(KeyError, match="missing"):
         failing.result()

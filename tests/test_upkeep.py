@@ -132,10 +132,15 @@ def test_an_orphan_that_hangs_holds_up_neither_the_start_nor_the_others(tmp_path
     rig.driver.exports[f"{rig.driver.iqn_prefix}:orphan"] = SimulatedExport("/x", "x")
     gate = rig.driver.before_step = Gate(":orphan")
     ended = threading.Event()
-    done = in_thread(lambda: (rig.service.upkeep.start_up(), ended.set()))
+
+    def start() -> None:
+        rig.service.upkeep.start_up()
+        ended.set()
+
+    done = in_thread(start)
     assert gate.reached.wait(PATIENCE)
     try:
-        assert ended.wait(5)
+        assert ended.wait(3)
     finally:
         gate.open()
         done()

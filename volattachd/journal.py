@@ -28,11 +28,9 @@ wait, the others find themselves done. A lone caller pays no hand-over to anothe
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sqlite3
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,8 +38,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from volattachd.errors import JournalFailed, JournalUnusable
+from volattachd.errors import JournalFailed
+from volattachd.lock import take_lock
 from volattachd.model import Attachment, Caller, Device, Mode, Secret, State, Volume, now
 from volattachd.schema import MIGRATIONS, SCHEMA_VERSION, Migration, prepare, unusable, verify
 
@@ -105,14 +105,20 @@ class Journal:
         self._news = threading.Condition()
         self._failed: BaseException | None = None
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        self._lock_fd = _take_lock(state_dir)
+        self._lock_fd, passed_over = take_lock(state_dir)
+        usual = open_past_lock if passed_over else open_connection
         try:
-            self._db = _open_database(state_dir, connect or open_connection, migrations)
+            self._db = _open_database(state_dir, connect or usual, migrations)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        try:
             self.volumes, self.attachments = _load(self._db)
             # Not the greatest number that is there: all of them may have been trimmed.
             last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
             self.seq: int = 0 if last is None else last[0]
         except BaseException:
+            self._db.close()
             os.close(self._lock_fd)
             raise
 
@@ -408,40 +414,15 @@ class Attachments:
 # Opening.
 
 
-def _take_lock(state_dir: Path) -> int:
-    """Make the directory where it is missing, check that it is ours alone, and lock it."""
-    try:
-        os.mkdir(state_dir, 0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise JournalUnusable(f"cannot make the state directory {state_dir}: {error.strerror}") from error
-    found = os.stat(state_dir)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        # Never chmod what somebody else may have made: say so instead.
-        raise JournalUnusable(
-            f"{state_dir} must be a directory of uid {os.geteuid()} with mode 0700, because it holds secrets:"
-            f" it has uid {found.st_uid} and mode {stat.S_IMODE(found.st_mode):04o}"
-        )
-    fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise JournalUnusable(f"another volattachd (pid {holder}) works on {state_dir}") from None
-    try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    except OSError as error:
-        os.close(fd)
-        raise JournalUnusable(f"cannot write to {state_dir}: {error.strerror}: make room, and start again") from error
-    return fd
-
-
 def open_connection(path: Path) -> sqlite3.Connection:
     """A connection that any thread may use, one at a time, and that begins and ends transactions when told."""
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+
+
+def open_past_lock(path: Path) -> sqlite3.Connection:
+    """The same without SQLite's own locks, which a daemon that was killed but cannot end yet still holds."""
+    url = f"file:{quote(str(path))}?vfs=unix-none"
+    return sqlite3.connect(url, uri=True, isolation_level=None, check_same_thread=False, timeout=0)
 
 
 def _open_database(

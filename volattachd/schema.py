@@ -130,7 +130,10 @@ def _look(path: Path, log: Path) -> Iterator[sqlite3.Connection]:
         os.link(path, room / path.name)
         if log.exists():
             shutil.copyfile(log, room / log.name)
-        db = sqlite3.connect(f"file:{quote(str(room / path.name))}?mode=ro", uri=True, isolation_level=None)
+        # Without SQLite's locks: the daemon's own is held, and a killed one may hold SQLite's (volattachd/lock.py).
+        url = f"file:{quote(str(room / path.name))}?mode=ro&vfs=unix-none"
+        db = sqlite3.connect(url, uri=True, isolation_level=None)
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.row_factory = sqlite3.Row
         try:
             yield db

@@ -164,7 +164,11 @@ class LioCase:
                 ("without a password", "acls/{0}/auth/password", ""),
                 ("write-protected", "acls/{0}/lun_0/write_protect", "1"),
             )
-        } | {"without its mapping": self._unmap, "without a portal": self._drop_portal, "without its target": self._drop}
+        } | {
+            "without its mapping": self._unmap,
+            "without a portal": self._drop_portal,
+            "without its target": self._drop,
+        }
 
     def _tpg(self, volume: Volume) -> str:
         return f"iscsi/{volume.target_name}/tpgt_1"
@@ -312,7 +316,7 @@ def test_a_path_that_lio_reads_as_it_is_may_be_taken(case: LioCase, path: str) -
 
 # Plans.
 
-BEFORE = [None, (), (HOST_A,), (HOST_B,), (HOST_A, HOST_B)]
+BEFORE = [None, (HOST_A,), (HOST_B,), (HOST_A, HOST_B)]
 
 
 @pytest.mark.parametrize(("before", "after"), list(product(BEFORE, BEFORE)))
@@ -333,7 +337,9 @@ def test_a_plan_takes_access_away_first_and_opens_it_last(
         assert opening == [len(words) - 1]
     for host in after or ():
         mine = [word for word in words if f"/acls/{host}" in word]
-        assert not mine or "/auth/password = (secret)" in [w for w in mine if "rmdir" not in w and "unlink" not in w][-1]
+        assert (
+            not mine or "/auth/password = (secret)" in [w for w in mine if "rmdir" not in w and "unlink" not in w][-1]
+        )
     if after is None and before is not None:
         assert words[0].endswith("/tpgt_1/enable = 0")
         assert words[-1].startswith("rmdir core/")
@@ -419,7 +425,7 @@ def test_what_must_not_depend_on_the_kernels_defaults_is_set(case: LioCase, disc
 
 def test_a_device_that_lio_opened_instead_is_an_error(case: LioCase) -> None:
     case.kernel.opens = lambda path: path + "x"
-    with pytest.raises(DriverError, match="LIO opened '.*x' instead"):
+    with pytest.raises(DriverError, match=r"LIO opened '.*x' instead"):
         run(case.driver.plan(Export(case.new_volume(), True)))
 
 

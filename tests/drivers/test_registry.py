@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_built_in_drivers_are_those_of_the_entry_points() -> None:
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert registry.BUILT_IN == project["project"]["entry-points"][registry.GROUP]
+    assert project["project"]["entry-points"][registry.GROUP] == registry.BUILT_IN
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)

@@ -177,4 +177,3 @@ def check_answer(world: World, answer: Any, wanted: Any, case: Case) -> None:
 def without_lines(answer: Any) -> Any:
     """What a pass found depends on what the fault left; that nothing failed does not."""
     return {**answer, "volumes": [line for line in answer["volumes"] if line["error"]]}
-

@@ -44,9 +44,10 @@ class Kind(Enum):
 
 
 #: The short form. A kill between two changes leaves the same world wherever it falls, so striking at reads adds
-#: nothing; neither does the other number of an error that is handled alike. Beside another attachment, what may
-#: differ is what comes of the changes.
+#: nothing; neither does the other number of an error that is handled alike. A block device is read as a file is, so
+#: errors of reads are left to the file. Beside another attachment, what may differ is what comes of the changes.
 ALONE = (Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.EIO, Kind.SQL_EIO, Kind.SQL_FULL, Kind.SQL_LOST)
+BLOCK = (Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.ENOSPC, Kind.SQL_EIO, Kind.SQL_FULL, Kind.SQL_LOST)
 BESIDE_ANOTHER = (Kind.KILL_AFTER, Kind.ENOSPC, Kind.SQL_LOST)
 KILLS = frozenset({Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.KILL_READING})
 SQL = frozenset({Kind.SQL_EIO, Kind.SQL_FULL, Kind.SQL_LOST})
@@ -161,11 +162,11 @@ class Seam:
             connection.close()
 
 
-_SQL_CHANGES = ("BEGIN", "COMMIT", "INSERT", "UPDATE", "DELETE")
+_SQL_CHANGES = ("BEGIN", "COMMIT", "INSERT", "UPDATE", "DELETE", "CREATE")
 
 
 class CountedConnection:
-    """As much of a connection as the journal uses."""
+    """A connection whose statements are counted; whatever else the journal asks of it, the real one answers."""
 
     def __init__(self, real: sqlite3.Connection, seam: Seam) -> None:
         self._real = real
@@ -192,13 +193,8 @@ class CountedConnection:
 
         return self._seam.run(operation, real)
 
-    def executescript(self, script: str) -> sqlite3.Cursor:
-        """The schema: one transaction, so one operation."""
-        return self._seam.run(Operation("sql", "SCRIPT", "", True), lambda: self._real.executescript(script))
-
-    def close(self) -> None:
-        """Not an operation: the end of a process closes files too."""
-        self._real.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
 
 class CountedFs(ConfigFs):

@@ -24,7 +24,7 @@ from tests.faults.world import RECONCILE, Case, Life, Rows, Stage, World
 from volattachd.errors import DriverError, JournalFailed, JournalUnusable
 
 #: What ends a daemon that is starting, so that its supervisor starts it again.
-_ENDS_A_START = (ProcessKilled, JournalUnusable, JournalFailed, DriverError, sqlite3.Error)
+ENDS_A_START = (ProcessKilled, JournalUnusable, JournalFailed, DriverError, sqlite3.Error)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Sweep:
     def _ended(self, fault: Fault, struck: Operation, outcome: Outcome) -> bool:
         """Whether the process is over; checks that what the caller saw is what such a fault must show."""
         if fault.kind not in ENDING:
-            expected = (DriverError, type(None))
+            expected: tuple[type, ...] = (DriverError, type(None))
         elif struck.changes:
             expected = (ProcessKilled, JournalFailed)
         else:
@@ -233,7 +233,7 @@ class Sweep:
         """A start with a fault in it; what ends is started again, what goes on mends itself in its next pass."""
         try:
             self.world.life = Life(self.world, second)
-        except _ENDS_A_START:
+        except ENDS_A_START:
             self.world.life = Life(self.world)
             return
         seam = self.world.life.seam

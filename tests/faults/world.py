@@ -190,6 +190,10 @@ class World:
         self.life.end()
         self.life = Life(self, fault)
 
+    def move(self, directory: Path) -> None:
+        """Another state directory for the lives to come."""
+        self.config = replace(self.config, state_dir=directory)
+
     def new_attachment(self) -> None:
         """The next attachment has an id of its own."""
         self.attachment_id = f"00000000-0000-4000-8000-{next(self._numbers):012x}"
@@ -201,7 +205,8 @@ class World:
             assert self.stage() is case.after, f"{case} led to {self.stage()}"
 
     def close(self) -> None:
-        """Nothing of this world stays in the kernel."""
+        """Nothing of this world stays in the kernel, even where a sweep broke off."""
+        self.restart()
         if self.shared:
             self.go(Stage.AVAILABLE)
             self.attachment_id = _SECOND
@@ -314,4 +319,3 @@ def path_between(start: Stage, end: Stage) -> list[Case]:
                 ways[case.after] = [*ways[at], case]
                 waiting.append(case.after)
     raise AssertionError(f"no way from {start} to {end}")
-

@@ -71,7 +71,7 @@ class Who:
 
 @dataclass(frozen=True)
 class Held:
-    """An attachment. ``password`` is what its initiator logs in with; None where nobody was told yet."""
+    """An attachment. ``user`` and ``password`` are what its initiator logs in with; None where nobody was told yet."""
 
     id: str
     volume: str
@@ -287,7 +287,7 @@ class World:
             return found
         if deed.call == INITIALIZE:
             shared = self.grants(found.volume).get(str(deed.initiator))
-            user, password = (shared.user, shared.password) if shared else (found.id, None)
+            user, password = (shared.user, shared.password) if shared else (None, None)
             connector = {**deed.connector, "initiator": deed.initiator}
             return replace(found, state=state, connector=connector, user=user, password=password)
         if deed.call == ATTACH:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tests.model.contract import FORCE, GONE, GRANTED, LEAVES, TERMINATE, Held, Verdict, World, leads_to
@@ -34,6 +35,7 @@ class Watch:
         self.broken: set[str] = set()
         self.missing: set[str] = set()
         self.old_secrets: dict[str, list[tuple[str, str, str]]] = {}
+        self._users: set[str] = set()
         self._passwords: set[str] = set()
         self._seq = 0
         self._last: dict[tuple[str, str | None], Mapping[str, Any] | None] = {}
@@ -154,24 +156,21 @@ class Watch:
 
     # Secrets.
 
-    def learn(self, password: str) -> None:
-        """A password that is in use: it may be in no view from now on."""
-        self._passwords.add(password)
-
     def find_untold_secrets(self) -> None:
         """After a death between commit and answer: the secret that no client was told, from the target itself."""
         for row in list(self.world.held.values()):
             if row.state in GRANTED and row.password is None:
                 told = (self.actual(row.volume) or {}).get(str(row.initiator))
-                if told is not None and told[1] == row.user:
-                    self.keep_password(row, str(told[2]))
+                if told is not None and self.is_fresh(str(told[1]), str(told[2])):
+                    self.keep_secret(row, str(told[1]), str(told[2]))
 
-    def keep_password(self, row: Held, password: str) -> None:
-        """This attachment, and those that share its access, have this password."""
-        self.learn(password)
+    def keep_secret(self, row: Held, user: str, password: str) -> None:
+        """This attachment, and those that share its access, log in with this; no view may show it from now on."""
+        self._users.add(user)
+        self._passwords.add(password)
         for other in self.world.of_volume(row.volume):
             if other.initiator == row.initiator and other.state in GRANTED:
-                self.world.held[other.id] = _with_password(other, password)
+                self.world.held[other.id] = replace(other, user=user, password=password)
 
     def bury_secret(self, before: Held | None) -> None:
         """The attachment left its connection: unless another shares it, its secret must never work again."""
@@ -180,9 +179,9 @@ class Watch:
         grave = self.old_secrets.setdefault(before.volume, [])
         grave.append((str(before.initiator), str(before.user), before.password))
 
-    def is_fresh(self, password: str) -> bool:
-        """Whether nobody ever had this password."""
-        return password not in self._passwords
+    def is_fresh(self, user: str, password: str) -> bool:
+        """Whether nobody ever had either of them."""
+        return user not in self._users and password not in self._passwords
 
     def adopt_sessions(self, volume: str) -> None:
         """After a fault sessions may have ended; none can have come up by itself."""
@@ -192,10 +191,6 @@ class Watch:
         before = {session for session in self.world.sessions if session[0] == volume}
         assert alive <= before, "a session came up by itself"
         self.world.sessions = (self.world.sessions - before) | alive
-
-
-def _with_password(row: Held, password: str) -> Held:
-    return Held(**{**vars(row), "password": password})
 
 
 def without_times(view: Mapping[str, Any]) -> dict[str, Any]:

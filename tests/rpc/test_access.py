@@ -29,7 +29,8 @@ USER, OTHER, GROUP, OTHER_GROUP = 54321, 54322, 54331, 54332
 
 
 def access(**names: Sequence[str]) -> Access:
-    return Access(replace(Config(), **{"agent": (), **{role: tuple(who) for role, who in names.items()}}))
+    lists: dict[str, Any] = {"agent": (), **{role: tuple(who) for role, who in names.items()}}
+    return Access(replace(Config(), **lists))
 
 
 def role(granted: Access, uid: int = USER, *gids: int) -> Role:
@@ -159,7 +160,16 @@ def place() -> Iterator[Path]:
 def allowed(path: Path, uid: int, gid: int, groups: Sequence[int]) -> set[str]:
     """The methods that a process of this user may call, asked one after the other."""
     names = [method.name for method in METHODS]
-    command = [sys.executable, "-c", PROGRAM, str(path), str(uid), str(gid), json.dumps(list(groups)), json.dumps(names)]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(path),
+        str(uid),
+        str(gid),
+        json.dumps(list(groups)),
+        json.dumps(names),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     answers = json.loads(done.stdout)
     assert len(answers) == len(names)

@@ -38,10 +38,25 @@ class Handlers(dict[str, Callable[..., Any]]):
         return handle
 
 
+class Switch:
+    """One dispatcher for all tests, because compiling the schemas takes a moment; each test has its handlers."""
+
+    def __init__(self) -> None:
+        self.handlers = Handlers()
+        self.dispatcher = Dispatcher({method.name: self._to(method.name) for method in METHODS})
+
+    def _to(self, name: str) -> Callable[..., Any]:
+        return lambda *about, **params: self.handlers[name](*about, **params)
+
+
+SWITCH = Switch()
+
+
 def ask(message: Any, handlers: Handlers | None = None, role: Role = Role.ADMIN) -> Any:
     """The answer to one message, as the client parses it; None where there is none."""
     data = message if isinstance(message, bytes) else json.dumps(message).encode()
-    answer = Dispatcher(handlers or Handlers()).answer(data, Client(PEER, role))
+    SWITCH.handlers = handlers or Handlers()
+    answer = SWITCH.dispatcher.answer(data, Client(PEER, role))
     return None if answer is None else json.loads(answer)
 
 
@@ -126,7 +141,9 @@ def test_every_call_needs_its_role_before_anything_else_is_looked_at(method: Any
         return
     assert code(answer) == 1008
     assert answer["error"]["data"]["kind"] == "PermissionDenied"
-    assert f"needs the role {method.role.name.lower()}, and uid 1000 is {role.name.lower()}" in answer["error"]["message"]
+    assert (
+        f"needs the role {method.role.name.lower()}, and uid 1000 is {role.name.lower()}" in answer["error"]["message"]
+    )
 
 
 @pytest.mark.parametrize("role", [Role.READER, Role.AGENT, Role.ADMIN])
@@ -136,7 +153,9 @@ def test_the_handler_is_told_who_calls(role: Role) -> None:
     assert handlers.callers == [Caller(uid=1000, pid=42, admin=role is Role.ADMIN)]
 
 
-@pytest.mark.parametrize("name", ["client", "caller", "self", "args", "kwargs", "method", "x", "", "context", "request"])
+@pytest.mark.parametrize(
+    "name", ["client", "caller", "self", "args", "kwargs", "method", "x", "", "context", "request"]
+)
 @pytest.mark.parametrize("method", ["get_status", "show_volume", "reserve_volume"])
 def test_an_unknown_parameter_is_refused_whatever_its_name(method: str, name: str) -> None:
     handlers = Handlers()
@@ -174,7 +193,9 @@ def test_a_missing_parameter_is_named(method: Any) -> None:
 def test_a_value_that_does_not_fit_is_refused_before_the_handler(method: Any, value: Any) -> None:
     handlers = Handlers()
     first = method.params[0]
-    if (first.schema.get("type") == "boolean" and value is True) or (first.schema.get("type") == "integer" and value == 5):
+    if (first.schema.get("type") == "boolean" and value is True) or (
+        first.schema.get("type") == "integer" and value == 5
+    ):
         return
     if first.name == "path" or (first.schema.get("type") in ("string",) and "pattern" not in first.schema):
         return
@@ -225,7 +246,8 @@ def test_an_error_is_answered_with_its_code_kind_and_details(kind: type[Volattac
 
 
 @pytest.mark.parametrize(
-    "bug", [KeyError("hidden"), TypeError("hidden"), OSError("hidden"), AssertionError("hidden"), RecursionError("hidden")]
+    "bug",
+    [KeyError("hidden"), TypeError("hidden"), OSError("hidden"), AssertionError("hidden"), RecursionError("hidden")],
 )
 def test_a_bug_of_ours_is_an_internal_error_that_keeps_its_text_to_itself(bug: Exception) -> None:
     answer = ask(request("show_volume", volume="v"), Handlers(bug))
@@ -387,7 +409,7 @@ CALL = b'{"jsonrpc":"2.0","id":1,"method":"get_status"}'
 def test_json_that_could_mean_two_things_is_refused_with_a_reason(message: bytes, expected: int) -> None:
     handlers = Handlers()
     with pytest.raises(strictjson.Refused) as caught:
-        Dispatcher(handlers).answer(message, Client(PEER, Role.ADMIN))
+        ask(message, handlers)
     answer = refusal(caught.value)
     assert (code(answer), answer["id"]) == (expected, None)
     assert answer["error"]["data"]["kind"] == ("ParseError" if expected == -32700 else "InvalidRequest")

@@ -86,15 +86,14 @@ def test_each_role_includes_the_ones_below_it() -> None:
     assert Role.NOBODY < Role.READER < Role.AGENT < Role.ADMIN
 
 
-@pytest.mark.parametrize(
-    ("value", "fits"),
-    [
-        *[(value, True) for value in ("a", "0", "vol-1", "a.b", "a" * 63)],
-        *[(value, False) for value in ("", "A", "-a", "a-", "a_b", "a" * 64, "a\n", "ä", 5, None, True, [], {})],
-    ],
-)
-def test_a_volumes_name(value: Any, fits: bool) -> None:
-    assert accepts("show_volume", "volume", value) is fits
+@pytest.mark.parametrize("value", ["a", "0", "vol-1", "a.b", "a" * 63])
+def test_a_volumes_name(value: str) -> None:
+    assert accepts("show_volume", "volume", value)
+
+
+@pytest.mark.parametrize("value", ["", "A", "-a", "a-", "a_b", "a" * 64, "a\n", "ä", 5, None, True, [], {}])
+def test_what_is_no_volumes_name(value: Any) -> None:
+    assert not accepts("show_volume", "volume", value)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,9 @@ def test_free_text_has_no_control_characters(code: int, param: str) -> None:
     assert not accepts("attach", param, f"a{chr(code)}")
 
 
-@pytest.mark.parametrize(("value", "fits"), [("a", True), ("é €", True), ("a" * 255, True), ("", False), ("a" * 256, False)])
+@pytest.mark.parametrize(
+    ("value", "fits"), [("a", True), ("é €", True), ("a" * 255, True), ("", False), ("a" * 256, False)]
+)
 def test_free_text_has_a_length(value: str, fits: bool) -> None:
     assert accepts("attach", "host_name", value) is fits
 

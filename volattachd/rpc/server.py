@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from volattachd.errors import Busy, ConfigError
+from volattachd.lock import is_past_running
 from volattachd.rpc import strictjson
 from volattachd.rpc.access import Access, Peer, peer_of
 from volattachd.rpc.dispatch import Client, Dispatcher, error_data, refusal
@@ -280,13 +281,20 @@ def _make_way(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigError(f"{path} exists and is not a socket")
+    if not _is_served(path):
+        path.unlink()
+        return
+    raise ConfigError(f"another process serves {path}")
+
+
+def _is_served(path: Path) -> bool:
+    """Whether somebody listens who will answer: a killed daemon that cannot end yet still has its socket open."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
+            return not is_past_running(peer_of(probe).pid)
         except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise ConfigError(f"another process serves {path}")
+            return False
 
 
 def _group_id(name: str) -> int | None:

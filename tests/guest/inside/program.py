@@ -43,7 +43,8 @@ class Program:
 
     def _answers(self) -> bool:
         try:
-            return bool(self.call("get_status")["ready"])
+            # A killed daemon that cannot end yet still has its socket open, and answers nobody.
+            return bool(self._call("get_status", {}, timeout=3)["ready"])
         except OSError:
             return False
 
@@ -64,8 +65,11 @@ class Program:
 
     def call(self, method: str, **params: Any) -> Any:
         """One call on a connection of its own."""
+        return self._call(method, params, timeout=60)
+
+    def _call(self, method: str, params: dict[str, Any], timeout: float) -> Any:
         try:
-            with Client(str(self.socket)) as client:
+            with Client(str(self.socket), timeout) as client:
                 return client.call(method, params)
         except Exception as error:
             if type(error).__name__ in ("Unreachable", "NoAnswer"):
