@@ -494,8 +494,8 @@ def test_a_refused_start_releases_the_lock(directory: Path) -> None:
 def closed_journal(directory: Path) -> Path:
     with opened(directory) as journal:
         journal.commit(put(new_volume()))
-        for number in range(200):
-            journal.commit(put(new_attachment(number)))
+        for number in range(40):  # several pages, by long rows
+            journal.commit(put(new_attachment(number, mount_point="x" * 1000)))
     return directory / "journal.db"
 
 

@@ -267,6 +267,14 @@ def test_a_file_without_a_version_is_made_by_the_same_steps(directory: Path) -> 
 # Backup.
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory for backups, with nothing else in it."""
+    directory = tmp_path / "place"
+    directory.mkdir()
+    return directory
+
+
 def restored(backup: Path, directory: Path) -> Path:
     directory.mkdir(0o700)
     shutil.copyfile(backup, directory / "journal.db")
@@ -352,57 +360,58 @@ def test_calls_are_answered_while_a_backup_is_being_written(rig: Rig, tmp_path: 
     target.close()
 
 
-def test_a_backup_is_for_its_owner_alone_and_has_the_secrets(rig: Rig, tmp_path: Path) -> None:
+def test_a_backup_is_for_its_owner_alone_and_has_the_secrets(rig: Rig, place: Path, tmp_path: Path) -> None:
     rig.register()
     rig.reach(State.CONNECTED)
     before = os.umask(0)
     try:
-        answer = rig.service.backup_journal(ADMIN, str(tmp_path / "backup.db"))
+        answer = rig.service.backup_journal(ADMIN, str(place / "backup.db"))
     finally:
         os.umask(before)
-    path = tmp_path / "backup.db"
+    path = place / "backup.db"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert answer == {"path": str(path), "seq": rig.journal.seq, "size": path.stat().st_size}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["backup.db", "state", "vol-1.img"]
+    assert sorted(p.name for p in place.iterdir()) == ["backup.db"]
     with opened(restored(path, tmp_path / "restored")) as journal:
         assert journal.attachments.all() == rig.journal.attachments.all()
 
 
 @pytest.mark.parametrize("what", ["file", "directory", "dangling link"])
-def test_a_backup_never_replaces_what_is_there(rig: Rig, tmp_path: Path, what: str) -> None:
-    path = tmp_path / "there"
+def test_a_backup_never_replaces_what_is_there(rig: Rig, place: Path, what: str) -> None:
+    path = place / "there"
     if what == "file":
         path.write_text("mine")
     elif what == "directory":
         path.mkdir()
     else:
-        path.symlink_to(tmp_path / "nowhere")
+        path.symlink_to(place / "nowhere")
     with pytest.raises(AlreadyExists):
         rig.service.backup_journal(ADMIN, str(path))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["state", "there"]
+    assert sorted(p.name for p in place.iterdir()) == ["there"]
     assert what != "file" or path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("path", ["missing/backup.db", "state/journal.db/backup.db", "x" * 300])
-def test_a_backup_that_cannot_be_written_says_why_and_the_journal_works_on(rig: Rig, tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize("path", ["missing/backup.db", "file/backup.db", "x" * 300])
+def test_a_backup_that_cannot_be_written_says_why_and_the_journal_works_on(rig: Rig, place: Path, path: str) -> None:
+    (place / "file").touch()
     with pytest.raises(InvalidInput, match="cannot write the backup"):
-        rig.service.backup_journal(ADMIN, str(tmp_path / path))
+        rig.service.backup_journal(ADMIN, str(place / path))
     rig.register()
 
 
-def test_a_backup_on_a_full_disk_leaves_nothing_behind_and_the_journal_works_on(rig: Rig, tmp_path: Path) -> None:
+def test_a_backup_on_a_full_disk_leaves_nothing_behind_and_the_journal_works_on(rig: Rig, place: Path) -> None:
     rig.register()
     with full_disk(), pytest.raises(InvalidInput, match="cannot write the backup"):
-        rig.service.backup_journal(ADMIN, str(tmp_path / "backup.db"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["state", "vol-1.img"]
+        rig.service.backup_journal(ADMIN, str(place / "backup.db"))
+    assert sorted(p.name for p in place.iterdir()) == []
     rig.reach(State.ATTACHED)
-    rig.service.backup_journal(ADMIN, str(tmp_path / "backup.db"))
+    rig.service.backup_journal(ADMIN, str(place / "backup.db"))
 
 
-def test_the_rest_of_a_backup_that_was_killed_is_in_nobodys_way(rig: Rig, tmp_path: Path) -> None:
-    (tmp_path / ".backup.db.volattachd-part").write_text("half")
-    rig.service.backup_journal(ADMIN, str(tmp_path / "backup.db"))
-    assert not (tmp_path / ".backup.db.volattachd-part").exists()
+def test_the_rest_of_a_backup_that_was_killed_is_in_nobodys_way(rig: Rig, place: Path) -> None:
+    (place / ".backup.db.volattachd-part").write_text("half")
+    rig.service.backup_journal(ADMIN, str(place / "backup.db"))
+    assert not (place / ".backup.db.volattachd-part").exists()
 
 
 def test_a_restored_journal_makes_the_target_equal_to_it(rig: Rig, tmp_path: Path) -> None:

@@ -95,15 +95,20 @@ def test_without_a_word_it_is_every_address() -> None:
     assert found[0].address.version == (6 if Path("/proc/net/if_inet6").exists() else 4)
 
 
-@pytest.mark.xfail(strict=True, reason="an interface without an address quietly gives no portal at all")
-def test_an_interface_without_an_address_is_not_quietly_no_portal() -> None:
+def test_an_interface_without_an_address_gives_no_portal_yet_and_a_connector_is_told_so() -> None:
     """In a network namespace of its own, the loopback interface is down and has no address."""
-    program = "from volattachd.portals import resolve_portals; print(len(resolve_portals(['lo'])))"
+    program = (
+        "from volattachd.errors import DriverError\n"
+        "from volattachd.portals import reachable_portals, resolve_portals\n"
+        "portals = resolve_portals(['lo'])\n"
+        "try: reachable_portals(portals, '127.0.0.1')\n"
+        "except DriverError as error: print(len(portals), error)\n"
+    )
     command = ["unshare", "-n", sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "unshare" in done.stderr:
         pytest.skip("no network namespaces here")
-    assert "ConfigError" in done.stderr
+    assert done.stdout.startswith("0 no portal can be reached from 127.0.0.1"), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -996,8 +996,8 @@ def held(rig: Rig, word: str) -> Gate:
 
 
 @pytest.mark.parametrize(("state", "call"), TARGET_MOVES)
-def test_a_step_that_hangs_is_told_as_busy_and_goes_on_by_itself(tmp_path: Path, state: State, call: Call) -> None:
-    rig = Rig(tmp_path, call_seconds=0.2)
+def test_a_step_that_hangs_is_told_as_busy_and_goes_on_by_itself(quick_path: Path, state: State, call: Call) -> None:
+    rig = Rig(quick_path, call_seconds=0.2)
     rig.register()
     rig.register("vol-2")
     rig.reach(state)
@@ -1024,8 +1024,8 @@ def test_a_step_that_hangs_is_told_as_busy_and_goes_on_by_itself(tmp_path: Path,
     rig.journal.close()
 
 
-def test_a_step_that_hangs_and_then_fails_leaves_the_attachment_where_it_was(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, call_seconds=0.2)
+def test_a_step_that_hangs_and_then_fails_leaves_the_attachment_where_it_was(quick_path: Path) -> None:
+    rig = Rig(quick_path, call_seconds=0.2)
     rig.register()
     rig.reach(State.RESERVED)
     gate = Gate()
@@ -1046,8 +1046,8 @@ def test_a_step_that_hangs_and_then_fails_leaves_the_attachment_where_it_was(tmp
     rig.journal.close()
 
 
-def test_a_call_that_touches_no_target_waits_its_turn_and_is_told_busy_too(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, call_seconds=0.2)
+def test_a_call_that_touches_no_target_waits_its_turn_and_is_told_busy_too(quick_path: Path) -> None:
+    rig = Rig(quick_path, call_seconds=0.2)
     rig.register()
     rig.reach(State.RESERVED)
     gate = held(rig, "vol-1")

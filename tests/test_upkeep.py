@@ -109,13 +109,13 @@ def test_one_volume_without_its_device_holds_up_no_other(rig: Rig) -> None:
     assert rig.service.list_volumes(ADMIN)[4]["conditions"] == []
 
 
-def test_a_volume_that_hangs_holds_up_neither_the_start_nor_the_others(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+def test_a_volume_that_hangs_holds_up_neither_the_start_nor_the_others(quick_path: Path) -> None:
+    rig = Rig(quick_path)
     for number in range(20):
         rig.reach(State.ATTACHED, rig.register(f"vol-{number}"), number)
     rig.driver.exports.clear()
     rig.journal.close()
-    rig = Rig(tmp_path, call_seconds=0.3)
+    rig = Rig(quick_path, call_seconds=0.3)
     gate = rig.driver.before_step = Gate(":vol-3.")
     rig.service.upkeep.start_up()
     wait_until(lambda: [name for name in rig.journal.volumes if not rig.granted(name)] == ["vol-3"])
@@ -127,8 +127,8 @@ def test_a_volume_that_hangs_holds_up_neither_the_start_nor_the_others(tmp_path:
 
 
 @pytest.mark.xfail(strict=True, reason="orphans are removed in the thread of the pass itself")
-def test_an_orphan_that_hangs_holds_up_neither_the_start_nor_the_others(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, call_seconds=0.2)
+def test_an_orphan_that_hangs_holds_up_neither_the_start_nor_the_others(quick_path: Path) -> None:
+    rig = Rig(quick_path, call_seconds=0.2)
     rig.driver.exports[f"{rig.driver.iqn_prefix}:orphan"] = SimulatedExport("/x", "x")
     gate = rig.driver.before_step = Gate(":orphan")
     ended = threading.Event()
@@ -223,8 +223,8 @@ def test_a_dry_run_tells_why_something_cannot_be_mended(rig: Rig, what: str) -> 
     assert rig.conditions() == []
 
 
-def test_the_periodic_pass_mends_by_itself_and_ends_reservations(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, interval=0.01)
+def test_the_periodic_pass_mends_by_itself_and_ends_reservations(quick_path: Path) -> None:
+    rig = Rig(quick_path, interval=0.01)
     rig.register(multiattach=True)
     rig.reach(State.ATTACHED)
     rig.service.reserve_volume(AGENT, "vol-1", attachment_id(2), ttl=1e-9)
@@ -236,8 +236,8 @@ def test_the_periodic_pass_mends_by_itself_and_ends_reservations(tmp_path: Path)
     rig.journal.close()
 
 
-def test_the_periodic_pass_survives_a_target_that_cannot_be_read(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, interval=0.01)
+def test_the_periodic_pass_survives_a_target_that_cannot_be_read(quick_path: Path) -> None:
+    rig = Rig(quick_path, interval=0.01)
     rig.register()
     rig.reach(State.ATTACHED)
     rig.driver.before_list = lambda: refuse("list the targets")
@@ -260,8 +260,8 @@ def test_the_periodic_pass_survives_a_target_that_cannot_be_read(tmp_path: Path)
         rig.journal.close()
 
 
-def test_the_periodic_pass_ends_with_the_journal(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, interval=0.01)
+def test_the_periodic_pass_ends_with_the_journal(quick_path: Path) -> None:
+    rig = Rig(quick_path, interval=0.01)
     rig.register()
     rig.service.reserve_volume(AGENT, "vol-1", ttl=1e-9)
     with full_disk():
@@ -269,8 +269,8 @@ def test_the_periodic_pass_ends_with_the_journal(tmp_path: Path) -> None:
     rig.journal.close()
 
 
-def test_passes_and_calls_side_by_side_never_make_two_of_anything(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, interval=0.001)
+def test_passes_and_calls_side_by_side_never_make_two_of_anything(quick_path: Path) -> None:
+    rig = Rig(quick_path, interval=0.001)
     names = [rig.register(f"vol-{n}") for n in range(4)]
     running = in_thread(rig.service.upkeep.run)
 

@@ -280,9 +280,7 @@ def _check_block_free(path: str, place: Place) -> None:
         holders = _list_or_empty(f"/sys/dev/block/{number}/holders")
         by = f" by {', '.join(holders)}" if holders else " (a mounted partition, swap, LVM, MD or another target)"
         why = f"it is held{by}" if error.errno == errno.EBUSY else error.strerror
-        raise InvalidInput(
-            f"cannot use {path}: {why}", "release it first; lsblk and fuser tell who has it"
-        ) from error
+        raise InvalidInput(f"cannot use {path}: {why}", "release it first; lsblk and fuser tell who has it") from error
 
 
 def _check_file_free(path: str, place: Place, read_only: bool) -> None:
@@ -300,9 +298,7 @@ def _check_file_free(path: str, place: Place, read_only: bool) -> None:
     try:
         fcntl.lockf(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
-        raise InvalidInput(
-            f"cannot use {path}: another process holds a lock on it", f"see: fuser -v {path}"
-        ) from error
+        raise InvalidInput(f"cannot use {path}: another process holds a lock on it", f"see: fuser -v {path}") from error
     finally:
         os.close(fd)
 

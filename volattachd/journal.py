@@ -117,6 +117,10 @@ class Journal:
             # Not the greatest number that is there: all of them may have been trimmed.
             last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
             self.seq: int = 0 if last is None else last[0]
+        except sqlite3.Error as error:
+            self._db.close()
+            os.close(self._lock_fd)
+            raise unusable(state_dir / "journal.db", error) from error
         except BaseException:
             self._db.close()
             os.close(self._lock_fd)

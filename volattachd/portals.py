@@ -91,9 +91,7 @@ def reachable_portals(portals: Sequence[Portal], connector_ip: object) -> list[P
             found[portal] = None
     if not found:
         listening = ", ".join(map(str, portals))
-        raise DriverError(
-            f"no portal can be reached from {connector_ip or 'the connector'}: listening on {listening}"
-        )
+        raise DriverError(f"no portal can be reached from {connector_ip or 'the connector'}: listening on {listening}")
     return sorted(found, key=lambda portal: portal.address != source)
 
 

@@ -319,9 +319,7 @@ class Service:
                     attachments=[a.id for a in attachments],
                 )
             self._repairer.converge(export_of(row, ()))
-            self.journal.commit(
-                Change("unregister_volume", caller, volume, before=volume_view(row, (), ()), drop=row)
-            )
+            self.journal.commit(Change("unregister_volume", caller, volume, before=volume_view(row, (), ()), drop=row))
             self._conditions.clear(volume)
             return {"volume": volume}
 
@@ -580,9 +578,7 @@ class Service:
     def _check_ended_here(self, volume: Volume, attachment_id: str) -> None:
         last = self.journal.last_of(attachment_id)
         if last is None:
-            raise AttachmentNotFound(
-                f"volume {volume.id!r} has no attachment {attachment_id}", "see list_attachments"
-            )
+            raise AttachmentNotFound(f"volume {volume.id!r} has no attachment {attachment_id}", "see list_attachments")
         if last["volume"] != volume.id:
             raise InvalidInput(f"attachment {attachment_id} belonged to volume {last['volume']!r}")
 

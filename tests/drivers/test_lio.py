@@ -262,8 +262,8 @@ class LioCase:
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> LioCase:
-    return LioCase(tmp_path)
+def case(quick_path: Path) -> LioCase:
+    return LioCase(quick_path)
 
 
 def grants(*hosts: str) -> tuple[Grant, ...]:

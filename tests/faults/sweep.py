@@ -24,7 +24,7 @@ from tests.faults.world import RECONCILE, Case, Life, Rows, Stage, World
 from volattachd.errors import DriverError, JournalFailed, JournalUnusable
 
 #: What ends a daemon that is starting, so that its supervisor starts it again.
-ENDS_A_START = (ProcessKilled, JournalUnusable, JournalFailed, DriverError, sqlite3.Error)
+ENDS_A_START = (ProcessKilled, JournalUnusable, JournalFailed, DriverError)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def test_exports_and_grants_are_back_before_the_socket_answers_and_the_session_r
 ) -> None:
     guest = new_guest(disk=tmp_path / "disk", extra_disks=["64M"], network=link, name="storage")
     compute = new_guest(network=link, name="compute")
+    assert compute.end is not None
     storage = StorageHost(guest)
     storage.start()
     storage.call("register_volume", volume="vol", path="/dev/ubdb")

@@ -123,7 +123,10 @@ FLAGS = st.booleans()
 
 
 class Life(NamedTuple):
-    """A new attachment, and how many right calls it is led on. ``joins``: beside another one of the same host."""
+    """A new attachment, how many right calls it is led on, and how the one after them goes, if there is one.
+
+    ``joins``: beside another attachment of the same host.
+    """
 
     volume: str
     who: Who
@@ -132,9 +135,12 @@ class Life(NamedTuple):
     far: int
     joins: bool
     logs_in: bool
+    manner: Trouble | str | None
 
 
-LIVES = st.builds(Life, NAMES, st.sampled_from((AGENT, OTHER, ROOT)), HOST, FLAGS, st.integers(0, 5), FLAGS, FLAGS)
+LIVES = st.builds(
+    Life, NAMES, st.sampled_from((AGENT, OTHER, ROOT)), HOST, FLAGS, st.integers(0, 5), FLAGS, FLAGS, MANNERS
+)
 
 
 class Contract(RuleBasedStateMachine):
@@ -295,10 +301,13 @@ class Contract(RuleBasedStateMachine):
             self._lead_on(row_id, life.host, life.far, None)
             if life.logs_in:
                 self._log_in(self.world.held.get(row_id))
+            if life.manner is not None:
+                self._lead_on(row_id, life.host, 1, life.manner)
 
     def _joined(self, life: Life) -> Life:
-        """The same life beside an attachment that has access already, if there is one."""
-        for row in self.world.held.values():
+        """The same life beside an attachment that has access, best where its volume is not as it should be."""
+        amiss = self.watch.drifted | self.watch.broken
+        for row in sorted(self.world.held.values(), key=lambda row: row.volume not in amiss):
             if row.state in GRANTED and self.world.volumes[row.volume].multiattach:
                 return life._replace(volume=row.volume, host=str(row.initiator), ro=row.mode == "ro")
         return life
@@ -374,6 +383,7 @@ class Contract(RuleBasedStateMachine):
             if manner == LOST:
                 self._send_again(deed, verdict, outcome)
             return
+        self.watch.check()
         if manner is not None and self.numbers % 2:
             self._perform(deed, None)  # nobody knows what became of it: the client sends it again
 
@@ -594,9 +604,12 @@ class Contract(RuleBasedStateMachine):
     @rule(name=NAMES, what=st.sampled_from(("clear", "rogue grant", "no grant", "other secret", "disable", "orphan")))
     def drift(self, name: str, what: str) -> None:
         """Somebody works on the target by hand."""
-        volume = self.world.volumes.get(name)
+        exported = [volume for volume in self.world.volumes.values() if volume.target_name in self.plant.target]
+        volume = self.world.volumes.get(name) or next(iter(exported), None)
         if volume is None:
             return
+        if volume not in exported and exported:
+            volume = exported[0]
         self._count("drift")
         if what == "clear":
             self.plant.lose_target()

@@ -397,18 +397,18 @@ def test_a_server_that_stops_leaves_systemds_socket_to_the_next_one(path: Path) 
 # The whole service behind it.
 
 
-def test_64_clients_live_64_lives_side_by_side_without_an_error(tmp_path: Path, path: Path) -> None:
-    rig = Rig(tmp_path)
+def test_64_clients_live_64_lives_side_by_side_without_an_error(quick_path: Path, path: Path) -> None:
+    rig = Rig(quick_path)
     count = 64
     for number in range(count):
-        make_file(tmp_path / f"vol-{number}.img", 4096)
+        make_file(quick_path / f"vol-{number}.img", 4096)
     start = threading.Barrier(count)
 
     def live(number: int) -> list[str]:
         volume, name = f"vol-{number}", attachment_id(number)
         with Wire(path) as wire:
             start.wait(PATIENCE)
-            wire.call("register_volume", volume, str(tmp_path / f"{volume}.img"))
+            wire.call("register_volume", volume, str(quick_path / f"{volume}.img"))
             wire.call("reserve_volume", volume, name)
             info = wire.call("initialize_connection", volume, connector(), name)
             wire.call("attach", volume=volume, host_name="h")

@@ -8,6 +8,7 @@ written with os.open/os.read/os.write: three system calls where ``open()`` in te
 from __future__ import annotations
 
 import os
+import stat
 
 #: A configfs attribute is at most one page long.
 _PAGE = 4096
@@ -28,7 +29,10 @@ class ConfigFs:
 
     def is_dir(self, path: str) -> bool:
         """Whether there is such a directory."""
-        return os.path.isdir(self._path(path))
+        try:
+            return stat.S_ISDIR(os.stat(self._path(path)).st_mode)
+        except FileNotFoundError:
+            return False
 
     def list_dir(self, path: str) -> list[str]:
         """The names in a directory, sorted; empty where there is no such directory."""
@@ -63,11 +67,13 @@ class ConfigFs:
 
     def read_link(self, path: str) -> str | None:
         """What a link points to, relative to the root; None where it is not there or leads elsewhere."""
+        full = self._path(path)
         try:
-            target = os.path.realpath(self._path(path), strict=True)
+            # configfs writes links relative to their place; no part of the way is a link itself.
+            target = os.path.normpath(os.path.join(os.path.dirname(full), os.readlink(full)))
         except FileNotFoundError:
             return None
-        prefix = os.path.realpath(self.root) + "/"
+        prefix = self.root + "/"
         return target.removeprefix(prefix) if target.startswith(prefix) else None
 
     # Changing. Each of these is one system call that the kernel performs whole or not at all.

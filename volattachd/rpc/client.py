@@ -243,9 +243,7 @@ class Client:
         self.close()
         within = isinstance(error, TimeoutError)
         why = f"no answer within {self.timeout:g} s" if within else f"no answer: {_words(error)}"
-        return NoAnswer(
-            f"the daemon at {self.socket_path} gave {why}", "send the call again: every call is idempotent"
-        )
+        return NoAnswer(f"the daemon at {self.socket_path} gave {why}", "send the call again: every call is idempotent")
 
     def _bad_answer(self, reason: str) -> BadAnswer:
         self.close()

@@ -408,11 +408,7 @@ METHODS: tuple[Method, ...] = (
         "backup_journal",
         "Writes a consistent copy of the journal to a new file, while other calls go on.",
         Role.ADMIN,
-        (
-            Param(
-                "path", PATH, "the new file, on the daemon's host; one that exists is never replaced", required=True
-            ),
-        ),
+        (Param("path", PATH, "the new file, on the daemon's host; one that exists is never replaced", required=True),),
         BACKUP,
         changes=False,
     ),

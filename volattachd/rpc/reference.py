@@ -78,6 +78,7 @@ _SAMPLES: dict[str, Any] = {
     "call": "attach",
     "before": {"state": "connected"},
     "after": {"state": "attached"},
+    "differences": ["PortalMissing"],
     "steps": ["create portal 192.0.2.1:3260"],
     "error": None,
     "ready": True,

@@ -153,9 +153,7 @@ def test_one_of_two_initiators_leaves_and_the_other_goes_on(
     host2.logout(second)
 
 
-def test_two_attachments_of_one_host_do_not_cut_each_other_off(
-    program: Program, host1: Initiator, shared: str
-) -> None:
+def test_two_attachments_of_one_host_do_not_cut_each_other_off(program: Program, host1: Initiator, shared: str) -> None:
     first, second = connect(program, shared, host1), connect(program, shared, host1)
     assert first["data"]["auth_password"] == second["data"]["auth_password"], "one host has one access rule"
     assert host1.login(first)
@@ -176,9 +174,7 @@ def test_two_attachments_of_one_host_do_not_cut_each_other_off(
 def test_one_host_cannot_have_two_modes(program: Program, host1: Initiator, shared: str) -> None:
     connect(program, shared, host1)
     name = program.call("reserve_volume", volume=shared, mode="ro")["attachment_id"]
-    error = program.refused(
-        "initialize_connection", volume=shared, attachment_id=name, connector=connector(host1.name)
-    )
+    error = program.refused("initialize_connection", volume=shared, attachment_id=name, connector=connector(host1.name))
     assert error.kind == "InvalidVolumeAttachMode"
 
 

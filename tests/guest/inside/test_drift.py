@@ -47,7 +47,7 @@ def ours() -> dict[str, str]:
 
 
 def tpg_of(info: dict[str, Any]) -> Path:
-    return TARGET / "iscsi" / info["data"]["target_iqn"] / "tpgt_1"
+    return TARGET / "iscsi" / str(info["data"]["target_iqn"]) / "tpgt_1"
 
 
 def unlink_lun(tpg: Path, initiator: str) -> None:
@@ -67,7 +67,10 @@ def clear_everything(tpg: Path, initiator: str) -> None:
 
 
 def write(path: str, value: str) -> Callable[[Path, str], None]:
-    return lambda tpg, initiator: (tpg / path.format(initiator)).write_text(value) and None
+    def drift(tpg: Path, initiator: str) -> None:
+        (tpg / path.format(initiator)).write_text(value)
+
+    return drift
 
 
 #: What somebody does, how it is told, and whether a session that is right lives through it.
@@ -133,9 +136,7 @@ def test_a_target_of_ours_that_the_journal_does_not_know_goes(program: Program) 
     foreign.rmdir()
 
 
-def test_a_dry_run_tells_kind_and_steps_and_changes_nothing(
-    program: Program, host1: Initiator, attached: Any
-) -> None:
+def test_a_dry_run_tells_kind_and_steps_and_changes_nothing(program: Program, host1: Initiator, attached: Any) -> None:
     program.stop()
     config = program.config.read_text()
     program.config.write_text(config.replace(f"interval = {INTERVAL}", "interval = 3600"))

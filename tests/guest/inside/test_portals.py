@@ -35,9 +35,7 @@ def program(base: Path) -> Iterator[Program]:
 
 def connect(program: Program, volume: str, host: Initiator, **more: Any) -> dict[str, Any]:
     program.call("reserve_volume", volume=volume)
-    info: dict[str, Any] = program.call(
-        "initialize_connection", volume=volume, connector=connector(host.name, **more)
-    )
+    info: dict[str, Any] = program.call("initialize_connection", volume=volume, connector=connector(host.name, **more))
     return info
 
 

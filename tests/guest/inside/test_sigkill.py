@@ -33,7 +33,7 @@ pytest_plugins = ["tests.faults.summary"]
 
 PATIENCE = 60.0  # seconds, and never waited for where nothing is wrong
 #: The calls that change configfs and the journal, and how often at most each is struck.
-SYSCALLS = {"mkdir": 20, "rmdir": 20, "symlink": 5, "unlink": 5, "fdatasync": 12, "pwrite64": 24, "write": 24}
+SYSCALLS = {"mkdir": 20, "rmdir": 20, "symlink": 5, "unlink": 5, "fdatasync": 12, "pwrite64": 20, "write": 24}
 AT_LEAST = 60
 VOLUME = "killed"
 #: Each call of a life, and where it leads.
