@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -31,16 +32,18 @@ pytestmark = [
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """Where the demo makes its files. However a test went, nothing of it may be left: no file, no process."""
-    path = tmp_path / "demo"
-    path.mkdir(mode=0o700)
-    yield path
-    left = mentioning(str(path))
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left, "processes are left"
-    assert os.listdir(path) == [], "files are left"
+def place() -> Iterator[Path]:
+    """Where the demo makes its files. However a test went, nothing of it may be left: no file, no process.
+
+    Not below tmp_path: with the demo's own directory, a socket's name would pass the 107 bytes that it may have.
+    """
+    with TemporaryDirectory(prefix="demo-") as name:
+        yield Path(name)
+        left = mentioning(name)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, "processes are left"
+        assert os.listdir(name) == [], "files are left"
 
 
 def mentioning(text: str) -> list[int]:

@@ -126,7 +126,6 @@ def test_a_volume_that_hangs_holds_up_neither_the_start_nor_the_others(quick_pat
     rig.journal.close()
 
 
-@pytest.mark.xfail(strict=True, reason="orphans are removed in the thread of the pass itself")
 def test_an_orphan_that_hangs_holds_up_neither_the_start_nor_the_others(quick_path: Path) -> None:
     rig = Rig(quick_path, call_seconds=0.2)
     rig.driver.exports[f"{rig.driver.iqn_prefix}:orphan"] = SimulatedExport("/x", "x")

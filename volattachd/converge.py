@@ -61,26 +61,31 @@ class Converger:
 
     def plan(self, want: Export) -> tuple[list[Step], Condition | None]:
         """The steps to ``want``, or to as much of it as its device allows, and what is wrong with the device."""
-        condition = None if self.driver.holds_device(want.volume) else self._verify(want.volume)
-        if condition is not None:
-            want = replace(want, exported=False, grants=())
-        return self.driver.plan(want), condition
+        possible, condition = self._possible(want)
+        return self.driver.plan(possible), condition
 
     def converge(self, want: Export) -> tuple[list[Step], Condition | None]:
         """Make the target equal to ``want``; the answer is what was done, and the device's condition.
 
         Raises DriverError where a step failed or the target did not keep it, DeviceUnusable where the device
-        does not allow the export that is wanted (after removing what was half made).
+        does not allow the export that is wanted: nothing of the volume is exported then.
         """
-        steps, condition = self.plan(want)
+        possible, condition = self._possible(want)
+        steps = self.driver.plan(possible)
         self._run(want.volume.id, steps)
-        if condition is not None and want.exported:
-            raise DeviceUnusable(want.volume, condition)
         if steps:
-            left = self.driver.plan(want)
+            left = self.driver.plan(possible)
             if left:
                 raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
+        if possible != want:
+            assert condition is not None
+            raise DeviceUnusable(want.volume, condition)
         return steps, condition
+
+    def _possible(self, want: Export) -> tuple[Export, Condition | None]:
+        """What can be had of ``want``: all of it while the target holds the device, nothing without one."""
+        condition = None if self.driver.holds_device(want.volume) else self._verify(want.volume)
+        return (want if condition is None else replace(want, exported=False, grants=())), condition
 
     def remove_orphan(self, target_name: str) -> list[Step]:
         """Remove a target of ours that no volume accounts for; the answer is what was done."""

@@ -21,7 +21,7 @@ import sdnotify
 
 from volattachd import __version__, config, logs
 from volattachd.drivers import registry
-from volattachd.drivers.base import TargetDriver
+from volattachd.drivers.base import Portal, TargetDriver
 from volattachd.errors import ConfigError, DriverError, JournalUnusable
 from volattachd.journal import Journal
 from volattachd.portals import resolve_portals
@@ -111,9 +111,9 @@ class Daemon:
             threading.Thread(target=parts.server.run, name="accept", daemon=True),
             threading.Thread(target=parts.service.upkeep.run, name="upkeep", daemon=True),
         ]
+        parts.service.ready = True
         for thread in threads:
             thread.start()
-        parts.service.ready = True
         log.info("ready: serving %s", self._settings.socket)
         self._notify("READY=1")
         self._tell_status(parts)
@@ -124,7 +124,7 @@ class Daemon:
     def _start(self) -> _Parts:
         settings = self._settings
         access = Access(settings)
-        driver = registry.load(settings.driver)(settings.iqn_prefix, resolve_portals(settings.portals))
+        driver = registry.load(settings.driver)(settings.iqn_prefix, _portals_at_start(settings))
         journal = Journal(settings.state_dir, on_failure=self._journal_failed)
         log.info(
             "volattachd %s: driver %s, portals %s, state in %s: %d volumes, %d attachments",
@@ -196,6 +196,14 @@ class Daemon:
         parts.service.upkeep.stop()
         parts.driver.stop()
         parts.journal.close()
+
+
+def _portals_at_start(settings: config.Config) -> tuple[Portal, ...]:
+    """The portals to begin with; with none, a start would take the portals of live sessions away."""
+    portals = resolve_portals(settings.portals)
+    if not portals:
+        raise DriverError(f"none of the portals {', '.join(settings.portals)} has an address yet", "bring one up")
+    return portals
 
 
 def _watchdog_pause() -> float | None:

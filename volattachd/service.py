@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from volattachd import __version__
 from volattachd.backup import write_backup
 from volattachd.config import Config
-from volattachd.converge import Converger, export_of
+from volattachd.converge import Converger, DeviceUnusable, export_of
 from volattachd.devices import check_unused, inspect_device, verify_device
 from volattachd.drivers.base import TargetDriver
 from volattachd.errors import (
@@ -45,7 +45,7 @@ from volattachd.errors import (
 from volattachd.history import Feed, Trimmer
 from volattachd.journal import Change, Journal
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, moves, next_state
-from volattachd.model import Attachment, Caller, Condition, Mode, Secret, State, Volume, now, parse_initiator
+from volattachd.model import Attachment, Caller, Condition, Export, Mode, Secret, State, Volume, now, parse_initiator
 from volattachd.portals import reachable_portals, resolve_portals
 from volattachd.turns import Deadline, Turns, Workers
 from volattachd.upkeep import Conditions, Repairer, Upkeep
@@ -263,7 +263,7 @@ class Service:
                     f" {before.initiator}, not to {initiator}"
                 )
             if state is before.state:
-                self._repairer.converge(self._repairer.wanted(row))  # a start may have left it unfinished
+                self._revoke(self._repairer.wanted(row))  # a start may have left it unfinished
                 return attachment_view(before)
             if not force:
                 self._check_no_session(row, before)
@@ -417,15 +417,20 @@ class Service:
         over = [name for name, deadline in list(self._reserved_until.items()) if deadline.left() == 0]
         for name in over:
             row = self.journal.attachments.get(name)
-            if row is not None and row.state is not State.RESERVED:
-                continue  # should the connection fail, it is a reservation again
-            if row is not None:
+            if row is None:
+                self._reserved_until.pop(name, None)
+            elif row.state is State.RESERVED and self._turns.take(row.volume, 0):
+                # Where a call has the turn, or the row has a connection by now, the next pass looks again.
                 try:
-                    self.unreserve_volume(_DAEMON, row.volume, name)
-                except Busy:
-                    continue  # a call is working on it: the next pass sees what became of it
-                log.info("volume %s: reservation %s has expired", row.volume, name)
-            self._reserved_until.pop(name, None)
+                    self._expire(name)
+                finally:
+                    self._turns.give_back(row.volume)
+
+    def _expire(self, attachment_id: str) -> None:
+        row = self.journal.attachments.get(attachment_id)
+        if row is not None and row.state is State.RESERVED:
+            self._simple_move(_DAEMON, row.volume, Call.UNRESERVE, attachment_id)
+            log.info("volume %s: reservation %s has expired", row.volume, attachment_id)
 
     # Moving an attachment.
 
@@ -451,25 +456,37 @@ class Service:
         want = export_of(volume, [*others, after])
         if after.state is State.GONE:
             if before.state in EXPORTED:  # even where nothing should change: a start may have left a grant
-                self._converge_or(want, lambda: None, was)
+                self._converge_or(partial(self._revoke, want), lambda: None, was)
             self._commit(call.value, caller, before, None)
             self._reserved_until.pop(before.id, None)
             return gone_view(attachment_view(before))
         self._commit(call.value, caller, before, after)
-        if want != was:
-            self._converge_or(want, lambda: self._commit(f"undo {call.value}", caller, after, before), was)
+        undo = partial(self._commit, f"undo {call.value}", caller, after, before)
+        if call is Call.INITIALIZE:  # even where nothing should change: another attachment's export may be away
+            self._converge_or(partial(self._repairer.converge, want), undo, was)
+        elif want != was:
+            self._converge_or(partial(self._revoke, want), undo, was)
         return attachment_view(after)
 
-    def _converge_or(self, want: Any, undo: Callable[[], None], was: Any) -> None:
-        """Converge to ``want``; where the driver fails, undo, converge back to ``was``, and report the failure."""
+    def _revoke(self, want: Export) -> None:
+        """Converge to less than there was. Where the device is away nothing is exported at all, so access is gone,
+        whatever other attachments still wait for: a volume whose disk has died must not keep its attachments.
+        """
         try:
             self._repairer.converge(want)
+        except DeviceUnusable as error:
+            log.info("volume %s: access is gone with its device: %s", want.volume.id, error.condition.message)
+
+    def _converge_or(self, converge: Callable[[], object], undo: Callable[[], None], was: Export) -> None:
+        """Converge; where the driver fails, undo, converge back to ``was``, and report the failure."""
+        try:
+            converge()
         except DriverError:
             undo()
             try:
                 self._repairer.converge(was)
             except DriverError as error:
-                log.warning("volume %s: the way back failed too: %s", want.volume.id, error.message)
+                log.warning("volume %s: the way back failed too: %s", was.volume.id, error.message)
             raise
 
     def _commit(self, call: str, caller: Caller, before: Attachment | None, after: Attachment | None) -> None:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -121,10 +121,19 @@ _SIDE_BY_SIDE = 8
 
 
 @dataclass(frozen=True)
-class _Visit:
-    """A volume that a worker is looking after."""
+class _Job:
+    """What is to be done for one target; ``volume`` is None where no volume accounts for it."""
 
-    volume: Volume
+    volume: str | None
+    target_name: str
+    body: Callable[[], View | None]
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """A job that a worker is at."""
+
+    job: _Job
     task: Task[View | None]
     deadline: Deadline
 
@@ -208,28 +217,31 @@ class Upkeep:
         The answer has one line for each that differed: the steps, and the error where one could not be mended.
         """
         volumes = [v for v in list(self._journal.volumes.values()) if not only_due or self._is_due(v.id)]
-        lines = [line for line in self._visit_all(volumes, dry_run) if line is not None]
-        lines += [self._visit_orphan(name, dry_run) for name in self._orphans()]
+        jobs = [_Job(volume.id, volume.target_name, partial(self._visit, volume, dry_run)) for volume in volumes]
+        lines = list(self._visit_all(jobs))
+        jobs = [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()]
+        lines += self._visit_all(jobs)
         self.passes += 1
-        return lines
+        return [line for line in lines if line is not None]
 
-    def _visit_all(self, volumes: list[Volume], dry_run: bool) -> Iterator[View | None]:
-        """Visit volumes side by side; one that outlasts its deadline is left behind with its worker."""
+    def _visit_all(self, jobs: Iterable[_Job]) -> Iterator[View | None]:
+        """Visit targets side by side; one that outlasts its deadline is left behind with its worker."""
         window: deque[_Visit] = deque()
-        for volume in volumes:
+        for job in jobs:
             if len(window) == _SIDE_BY_SIDE:
                 yield self._finish(window.popleft())
-            task = self._workers.submit(partial(self._visit, volume, dry_run))
-            window.append(_Visit(volume, task, Deadline(self._patience)))
+            window.append(_Visit(job, self._workers.submit(job.body), Deadline(self._patience)))
         for visit in window:
             yield self._finish(visit)
 
     def _finish(self, visit: _Visit) -> View | None:
         if visit.task.wait(visit.deadline.left()):
             return visit.task.result()
-        waits_for = self._converger.current.get(visit.volume.id, "the target")
-        self._conditions.set(visit.volume.id, "Pending", f"waits for: {waits_for}")
-        return _line(visit.volume.id, visit.volume.target_name, error=f"waits for: {waits_for}")
+        job = visit.job
+        waits_for = self._converger.current.get(job.volume or job.target_name, "the target")
+        if job.volume is not None:
+            self._conditions.set(job.volume, "Pending", f"waits for: {waits_for}")
+        return _line(job.volume, job.target_name, error=f"waits for: {waits_for}")
 
     def _visit(self, volume: Volume, dry_run: bool) -> View | None:
         """One volume; None where there is nothing to say (equal, or a call is working on it)."""
@@ -275,7 +287,10 @@ class Upkeep:
         known = {_own_part(volume.target_name) for volume in list(self._journal.volumes.values())}
         return [name for name in found if _own_part(name) not in known]
 
-    def _visit_orphan(self, name: str, dry_run: bool) -> View:
+    def _visit_orphan(self, name: str, dry_run: bool) -> View | None:
+        """A target that no volume accounts for; None where an earlier pass still waits for it."""
+        if not self._turns.take(name, 0):
+            return None
         try:
             if dry_run:
                 return _line(None, name, self._converger.driver.plan_removal(name))
@@ -283,6 +298,8 @@ class Upkeep:
         except DriverError as error:
             log.warning("target %s is not in the journal and cannot be removed: %s", name, error.message)
             return _line(None, name, error=error.message)
+        finally:
+            self._turns.give_back(name)
         log.warning("target %s was not in the journal: removed", name)
         return _line(None, name, done)
 

@@ -112,8 +112,8 @@ class ForgetsFirst(Service):
 class NeverUndoes(Service):
     """Leaves what a driver's failure interrupted."""
 
-    def _converge_or(self, want: Any, undo: Any, was: Any) -> None:
-        self._repairer.converge(want)
+    def _converge_or(self, converge: Any, undo: Any, was: Any) -> None:
+        converge()
 
 
 class Unlocked(Journal):
