@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,8 +41,13 @@ def place() -> Iterator[Path]:
     with TemporaryDirectory(prefix="demo-") as name:
         yield Path(name)
         left = mentioning(name)
+        deadline = time.monotonic() + 10
+        while left and time.monotonic() < deadline:  # a process that was told to end may be at it still
+            time.sleep(0.05)
+            left = mentioning(name)
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert not left, "processes are left"
         assert os.listdir(name) == [], "files are left"
 
