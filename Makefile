@@ -11,13 +11,14 @@ TEST_PACKAGES := $(DEMO_PACKAGES) libiscsi-bin user-mode-linux mmdebstrap e2fspr
 CHECKED := volattachd demo tests $(if $(wildcard bench/*.py),bench)
 
 
-.PHONY: help demo test lint format docs docs-check guest-test guest-shell clean
+.PHONY: help demo test soak lint format docs docs-check guest-test guest-shell clean
 .PHONY: demo-packages test-packages python-packages
 .NOTPARALLEL:
 
 help:
 	@echo "make demo           one volume through the six calls, with a real initiator"
 	@echo "make test           lint, generated documents, every test (ARGS='-k words' for some of them)"
+	@echo "make soak           the long versions of the fault, power and model tests: hours"
 	@echo "make lint           ruff and mypy"
 	@echo "make format         ruff mends what it can"
 	@echo "make docs           write the generated documents again"
@@ -31,6 +32,13 @@ demo: demo-packages $(READY)
 test: test-packages lint docs-check
 	@echo "==> pytest"
 	@$(RUN) -m pytest --durations=5 $(ARGS)
+
+SOAKED := tests/model tests/faults tests/guest/test_power.py \
+    $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py)
+
+soak: test-packages $(READY)
+	@echo "==> pytest, the long way"
+	@VOLATTACHD_SOAK=1 $(RUN) -m pytest -s $(SOAKED) $(ARGS)
 
 lint: $(READY)
 	@echo "==> ruff and mypy"

@@ -57,6 +57,17 @@ class Bridge:
         if self.takes(item):
             item.add_marker("guest")
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Last, so that the other tests run while the guests are at work."""
+        items.sort(key=self.takes)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """The guests begin with the first test of all."""
+        if not session.config.option.collectonly and any(self.takes(item) for item in session.items):
+            self._submit(session)
+
     # -- running ------------------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
@@ -72,8 +83,6 @@ class Bridge:
         return True
 
     def _reports(self, item: pytest.Item) -> list[pytest.TestReport]:
-        if not self._results:
-            self._submit(item.session)
         return reports(item, self._results[item.path].result())  # bounded: boots and runs have limits
 
     def _submit(self, session: pytest.Session) -> None:

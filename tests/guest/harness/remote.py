@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,9 @@ LIMIT = 300.0
 TAIL = 6000
 SETTINGS = {"extra_disks", "memory", "timeout"}
 Section = tuple[str, str]
+
+#: What of the environment outside also holds inside: how long the long tests are.
+PASSED_ON = ("VOLATTACHD_SOAK",)
 
 
 class GuestLike(Protocol):
@@ -76,6 +80,7 @@ def _run_in(guest: GuestLike, run: ModuleRun, limit: float) -> ModuleResult:
     root = "/host/repo" if run.root == REPO else "/host/root"
     argv = ["python3", "-m", "pytest", "-c", "/host/ctl/pytest.ini", f"--rootdir={root}", "-p", record.__name__]
     env = {record.REPORTS: "/host/out/reports.jsonl", "PYTHONPATH": "/host/repo"}
+    env |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     problem = ""
     try:
         done = guest.run([*argv, *run.nodeids], timeout=limit, env=env, cwd=root)

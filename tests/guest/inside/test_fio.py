@@ -13,8 +13,8 @@ from typing import Any
 from tests.guest.inside.initiator import Initiator
 from tests.guest.inside.program import OUT, Program, connector
 
-GUEST = {"timeout": 600}
 RESTARTS = 1000 if "VOLATTACHD_SOAK" in os.environ else 20
+GUEST = {"timeout": 86400 if "VOLATTACHD_SOAK" in os.environ else 600}
 REPORT = OUT / "fio.json"
 
 

@@ -12,8 +12,8 @@ from tests.guest.inside.initiator import Initiator, write_pattern
 from tests.guest.inside.program import Program, connector
 from volattachd.model import Secret
 
-GUEST = {"timeout": 600}
 ROUNDS = 10000 if "VOLATTACHD_SOAK" in os.environ else 50
+GUEST = {"timeout": 86400 if "VOLATTACHD_SOAK" in os.environ else 600}
 OLD, NEW = "iqn.2026-11.com.example:old-host", "iqn.2026-11.com.example:new-host"
 BLOCK = 4096
 
