@@ -92,7 +92,7 @@ def test_every_test_that_the_readme_relies_on_has_tests() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)`", TEXTS["README.md"])
     assert named
     for path in named:
-        assert re.search(r"^(def test_|from tests\.drivers\.contract import)", (ROOT / path).read_text(), re.MULTILINE)
+        assert re.search(r"^(def test_|from tests\.(drivers\.contract|faults\.suite) import)", (ROOT / path).read_text(), re.MULTILINE)
 
 
 def test_the_picture_has_the_six_calls_in_their_order() -> None:
