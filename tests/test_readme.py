@@ -29,6 +29,9 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 EVERY_PAGE = pytest.mark.parametrize("name", TEXTS)
 
+#: A test of its own, or a suite that it takes from elsewhere.
+HAS_TESTS = r"^(def test_|from tests\.(drivers\.contract|faults\.suite) import)"
+
 
 def code(text: str) -> str:
     """What stands in code blocks and between backticks; the rest is prose."""
@@ -92,7 +95,7 @@ def test_every_test_that_the_readme_relies_on_has_tests() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)`", TEXTS["README.md"])
     assert named
     for path in named:
-        assert re.search(r"^(def test_|from tests\.(drivers\.contract|faults\.suite) import)", (ROOT / path).read_text(), re.MULTILINE)
+        assert re.search(HAS_TESTS, (ROOT / path).read_text(), re.MULTILINE)
 
 
 def test_the_picture_has_the_six_calls_in_their_order() -> None:

@@ -41,7 +41,7 @@ from typing import Any
 from urllib.parse import quote
 
 from volattachd.errors import JournalFailed
-from volattachd.lock import take_lock
+from volattachd.lock import release_lock, take_lock
 from volattachd.model import Attachment, Caller, Device, Mode, Secret, State, Volume, now
 from volattachd.schema import MIGRATIONS, SCHEMA_VERSION, Migration, prepare, unusable, verify
 
@@ -110,7 +110,7 @@ class Journal:
         try:
             self._db = _open_database(state_dir, connect or usual, migrations)
         except BaseException:
-            os.close(self._lock_fd)
+            release_lock(self._lock_fd)
             raise
         try:
             self.volumes, self.attachments = _load(self._db)
@@ -119,11 +119,11 @@ class Journal:
             self.seq: int = 0 if last is None else last[0]
         except sqlite3.Error as error:
             self._db.close()
-            os.close(self._lock_fd)
+            release_lock(self._lock_fd)
             raise unusable(state_dir / "journal.db", error) from error
         except BaseException:
             self._db.close()
-            os.close(self._lock_fd)
+            release_lock(self._lock_fd)
             raise
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class Journal:
         with self._writer:
             self._failed = self._failed or JournalFailed("the journal is closed")
             self._db.close()
-            os.close(self._lock_fd)
+            release_lock(self._lock_fd)
         self.wake()
 
     def commit(self, change: Change) -> int:

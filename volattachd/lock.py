@@ -51,6 +51,12 @@ def take_lock(state_dir: Path) -> tuple[int, bool]:
     return fd, passed_over
 
 
+def release_lock(fd: int) -> None:
+    """End the lock now. Closing alone would leave it to a child that was forked a moment ago, until it calls exec."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
 def _make_directory(state_dir: Path) -> None:
     try:
         os.mkdir(state_dir, 0o700)
