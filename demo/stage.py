@@ -65,6 +65,8 @@ class Stage:
         if self._wanted in ("auto", "lio"):
             _check_alone()
         self.directory = Path(tempfile.mkdtemp(prefix="volattachd-demo-"))  # 0700, as the volume's directory must be
+        # Every process from here on carries this mark: an interrupt can come before we hold a child that was just forked.
+        os.environ["TGT_IPC_SOCKET"] = str(self._tgt_socket)
         with self.volume.open("wb") as file:
             file.truncate(VOLUME_BYTES)
         self.portal = f"127.0.0.1:{_free_port()}"
@@ -93,8 +95,7 @@ class Stage:
             paths = [*_CONFIGFS.glob(f"iscsi/{IQN_PREFIX}*"), *_CONFIGFS.glob(f"core/*/volattach-{VOLUME}.*")]
             return [str(path) for path in paths]
         words = [_tgtadm(), "--lld", "iscsi", "--mode", "target", "--op", "show"]
-        environment = {**os.environ, "TGT_IPC_SOCKET": str(self._tgt_socket)}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
         if done.returncode:
             raise Surprise(f"tgtadm cannot ask the demo's tgtd: {done.stderr.strip()}")
         return [line for line in done.stdout.splitlines() if line.startswith("Target ")]
@@ -119,17 +120,16 @@ class Stage:
                 self._process.kill()
             self._process.wait()
             self._process = None
-            _end_all(lambda: _processes_with(f"TGT_IPC_SOCKET={self._tgt_socket}"))
         if self.directory.name:
+            _end_all(lambda: _processes_with(f"TGT_IPC_SOCKET={self._tgt_socket}"))
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _start(self) -> dict[str, Any]:
         words = [sys.executable, "-m", "volattachd", "--config", str(self.directory / "volattachd.toml")]
         words += ["--state-dir", str(self.directory / "state"), "--socket", str(self.directory / "volattachd.sock")]
         words += ["--driver", self._wanted]
-        environment = {**os.environ, "TGT_IPC_SOCKET": str(self._tgt_socket)}
-        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "JOURNAL_STREAM"):
-            environment.pop(name, None)  # a supervisor's words to the demo are not for its daemon
+        supervisor = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "JOURNAL_STREAM")
+        environment = {name: value for name, value in os.environ.items() if name not in supervisor}
         with self._log.open("ab") as log:
             # A session of its own: Ctrl-C is for the demo, which then ends the daemon in order.
             self._process = subprocess.Popen(
@@ -209,7 +209,7 @@ def _tgtadm() -> str:
 
 
 def _processes_with(variable: str) -> list[int]:
-    """The processes with this variable in their environment: tgtd is no child of ours, and this is its mark."""
+    """The processes with this variable in their environment, children of ours or not (tgtd is none)."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -184,6 +184,14 @@ def test_it_clears_away_when_it_is_interrupted(place: Path, number: signal.Signa
     assert process.returncode == 128 + number, output
 
 
+def test_it_ends_processes_of_its_own_that_it_does_not_hold(place: Path, tmp_path: Path) -> None:
+    """As one is that was forked in the moment of an interrupt."""
+    script = f'sleep 1000 >/dev/null 2>&1 & exec {QEMU_IO} "$@"'
+    code, output = run(place, "--driver", "tgt", path=stand_in(tmp_path / "bin", script))
+    assert code == 0, output
+    assert mentioning(str(place)) == []
+
+
 def test_it_clears_away_when_nobody_reads_any_more(place: Path) -> None:
     process = start(place, "--driver", "tgt")
     read_until(process, "1  reserve_volume")
