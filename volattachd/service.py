@@ -16,7 +16,6 @@ values' shapes before they come here. Nothing here knows that JSON exists.
 from __future__ import annotations
 
 import logging
-import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,11 +27,11 @@ from volattachd import __version__
 from volattachd.backup import write_backup
 from volattachd.config import Config
 from volattachd.converge import Converger, DeviceUnusable, export_of
+from volattachd.credentials import secret_for
 from volattachd.devices import check_unused, inspect_device, verify_device
 from volattachd.drivers.base import TargetDriver
 from volattachd.errors import (
     AlreadyExists,
-    AttachmentNotFound,
     Busy,
     DriverError,
     InvalidInput,
@@ -40,13 +39,13 @@ from volattachd.errors import (
     InvalidVolumeAttachMode,
     PermissionDenied,
     SessionActive,
-    VolumeNotFound,
 )
 from volattachd.history import Feed, Trimmer
 from volattachd.journal import Change, Journal
-from volattachd.lifecycle import EXPORTED, GRANTED, Call, moves, next_state
-from volattachd.model import Attachment, Caller, Condition, Export, Mode, Secret, State, Volume, now, parse_initiator
+from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
+from volattachd.model import Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
 from volattachd.portals import reachable_portals, resolve_portals
+from volattachd.selection import Selection, check_owner
 from volattachd.turns import Deadline, Turns, Workers
 from volattachd.upkeep import Conditions, Repairer, Upkeep
 from volattachd.views import attachment_view, connection_view, gone_view, volume_view
@@ -67,6 +66,7 @@ class Service:
     def __init__(self, config: Config, journal: Journal, driver: TargetDriver) -> None:
         self.journal = journal
         self.driver = driver
+        self._rows = Selection(journal)
         self._patience = config.call_seconds
         self._ttl = config.ttl
         self._turns = Turns()
@@ -106,13 +106,13 @@ class Service:
         """Take the volume for one attachment."""
 
         def body() -> View:
-            row = self._volume(volume)
+            row = self._rows.volume(volume)
             if attachment_id is None:
                 return self._reserve(caller, row, str(uuid.uuid4()), Mode(mode), instance_uuid, ttl)
             with self._turns.hold(f"attachment {attachment_id}", self._patience):
-                found = self._find(row, attachment_id)
+                found = self._rows.find(row, attachment_id)
                 if found is not None:
-                    self._check_owner(caller, found)
+                    check_owner(caller, found)
                     return attachment_view(found)
                 if self.journal.last_of(attachment_id) is not None:
                     raise InvalidInput(f"attachment {attachment_id} has ended", "reserve with a new attachment_id")
@@ -151,13 +151,13 @@ class Service:
         initiator = parse_initiator(connector.get("initiator"))
 
         def body() -> View:
-            row = self._volume(volume)
-            before = self._require(caller, row, Call.INITIALIZE, attachment_id)
+            row = self._rows.volume(volume)
+            before = self._rows.require(caller, row, Call.INITIALIZE, attachment_id)
             state = next_state(before.state, Call.INITIALIZE, volume)
             portals = reachable_portals(self.driver.portals, connector.get("ip"))
             after = before
             if state is not before.state:
-                secret = self._secret_for(before, initiator)
+                secret = secret_for(before, initiator, self.journal.attachments.of_volume(volume))
                 kept = {**connector, "initiator": initiator}
                 after = replace(before, state=state, connector=kept, secret=secret, updated_at=now())
                 self._move(Call.INITIALIZE, caller, row, before, after)
@@ -189,8 +189,8 @@ class Service:
             raise InvalidInput("attach needs instance_uuid or host_name", "say who uses the volume")
 
         def body() -> View:
-            row = self._volume(volume)
-            before = self._require(caller, row, Call.ATTACH, attachment_id)
+            row = self._rows.volume(volume)
+            before = self._rows.require(caller, row, Call.ATTACH, attachment_id)
             state = next_state(before.state, Call.ATTACH, volume)
             if mode is not None and mode != before.mode.value:
                 raise InvalidVolumeAttachMode(
@@ -233,7 +233,7 @@ class Service:
 
         def body() -> View:
             self._simple_move(caller, volume, Call.UNRESERVE, attachment_id, gone_is_fine=True)
-            return self._view(self._volume(volume))
+            return self._view(self._rows.volume(volume))
 
         return self._in_turn(volume, Call.UNRESERVE.value, body)
 
@@ -252,10 +252,10 @@ class Service:
         call = Call.FORCE if force else Call.TERMINATE
 
         def body() -> View:
-            row = self._volume(volume)
-            before = self._select(caller, row, call, attachment_id, initiator)
+            row = self._rows.volume(volume)
+            before = self._rows.select(caller, row, call, attachment_id, initiator)
             if before is None:
-                return self._gone(row, attachment_id)
+                return self._rows.ended(row, attachment_id)
             state = next_state(before.state, call, volume)
             if before.initiator != initiator:
                 raise InvalidInput(
@@ -277,7 +277,7 @@ class Service:
 
         def body() -> View:
             self._simple_move(caller, volume, Call.DETACH, attachment_id, gone_is_fine=True)
-            return self._view(self._volume(volume))
+            return self._view(self._rows.volume(volume))
 
         return self._in_turn(volume, Call.DETACH.value, body, touches_target=True)
 
@@ -310,7 +310,7 @@ class Service:
             if row is None:
                 if self.journal.was_unregistered(volume):
                     return {"volume": volume}
-                row = self._volume(volume)
+                row = self._rows.volume(volume)
             attachments = self.journal.attachments.of_volume(volume)
             if attachments:
                 raise InvalidVolume(
@@ -333,20 +333,20 @@ class Service:
 
     def show_volume(self, caller: Caller, volume: str) -> View:
         """One volume."""
-        return self._view(self._volume(volume))
+        return self._view(self._rows.volume(volume))
 
     def list_attachments(self, caller: Caller, volume: str | None = None) -> list[View]:
         """Every attachment, or those of one volume."""
         if volume is None:
             return [attachment_view(row) for row in self.journal.attachments.all()]
-        return [attachment_view(row) for row in self.journal.attachments.of_volume(self._volume(volume).id)]
+        return [attachment_view(row) for row in self.journal.attachments.of_volume(self._rows.volume(volume).id)]
 
     def show_attachment(self, caller: Caller, attachment_id: str) -> View:
         """One attachment; one that has ended has the state ``gone``."""
         row = self.journal.attachments.get(attachment_id)
         if row is not None:
             return attachment_view(row)
-        return self._last_seen(attachment_id)
+        return self._rows.last_seen(attachment_id)
 
     def get_history(
         self,
@@ -438,11 +438,11 @@ class Service:
         self, caller: Caller, volume: str, call: Call, attachment_id: str | None, gone_is_fine: bool = False
     ) -> View:
         """A move that changes nothing but the state."""
-        row = self._volume(volume)
-        before = self._select(caller, row, call, attachment_id)
+        row = self._rows.volume(volume)
+        before = self._rows.select(caller, row, call, attachment_id)
         if before is None:
             next_state(State.GONE, call, volume)
-            return {} if gone_is_fine else self._gone(row, attachment_id)
+            return {} if gone_is_fine else self._rows.ended(row, attachment_id)
         state = next_state(before.state, call, volume)
         if state is before.state:
             return attachment_view(before)
@@ -535,96 +535,11 @@ class Service:
             )
         return task.result()
 
-    # Finding.
-
-    def _volume(self, volume: str) -> Volume:
-        row = self.journal.volumes.get(volume)
-        if row is None:
-            raise VolumeNotFound(f"volume {volume!r} is not registered", "see list_volumes")
-        return row
-
-    def _find(self, volume: Volume, attachment_id: str) -> Attachment | None:
-        row = self.journal.attachments.get(attachment_id)
-        if row is not None and row.volume != volume.id:
-            raise InvalidInput(f"attachment {attachment_id} belongs to volume {row.volume!r}, not to {volume.id!r}")
-        return row
-
-    def _require(self, caller: Caller, volume: Volume, call: Call, attachment_id: str | None) -> Attachment:
-        """The attachment that a call is about; one that is not there is the wrong state for the call."""
-        row = self._select(caller, volume, call, attachment_id)
-        if row is None:
-            next_state(State.GONE, call, volume.id)
-            raise AssertionError(f"the table lets {call.value} start from gone, but it needs an attachment")
-        return row
-
-    def _select(
-        self,
-        caller: Caller,
-        volume: Volume,
-        call: Call,
-        attachment_id: str | None,
-        initiator: str | None = None,
-    ) -> Attachment | None:
-        """The attachment that a call is about; None where it has ended, or where the volume has none."""
-        if attachment_id is not None:
-            row = self._find(volume, attachment_id)
-            if row is None:
-                self._check_ended_here(volume, attachment_id)
-        else:
-            row = self._only_candidate(caller, volume, call, initiator)
-        if row is not None:
-            self._check_owner(caller, row)
-        return row
-
-    def _only_candidate(self, caller: Caller, volume: Volume, call: Call, initiator: str | None) -> Attachment | None:
-        rows = self.journal.attachments.of_volume(volume.id)
-        if len(rows) < 2:
-            return rows[0] if rows else None
-        own = [row for row in rows if caller.admin or row.owner == caller.uid]
-        fitting = [row for row in own if initiator is None or row.initiator == initiator]
-        # Without one to move it is the one that was moved: the call is sent again.
-        candidates = [row for row in fitting if moves(row.state, call)] or fitting
-        if len(candidates) == 1:
-            return candidates[0]
-        raise InvalidVolume(
-            f"cannot {call.value} volume {volume.id!r}: it has {len(rows)} attachments",
-            "say which one with attachment_id",
-            attachments=[row.id for row in candidates or rows],
-        )
-
-    def _check_ended_here(self, volume: Volume, attachment_id: str) -> None:
-        last = self.journal.last_of(attachment_id)
-        if last is None:
-            raise AttachmentNotFound(f"volume {volume.id!r} has no attachment {attachment_id}", "see list_attachments")
-        if last["volume"] != volume.id:
-            raise InvalidInput(f"attachment {attachment_id} belonged to volume {last['volume']!r}")
-
-    def _gone(self, volume: Volume, attachment_id: str | None) -> View:
-        if attachment_id is not None:
-            return self._last_seen(attachment_id)
-        last = self.journal.last_ended(volume.id)
-        if last is None:
-            raise AttachmentNotFound(f"volume {volume.id!r} has never had an attachment", "call reserve_volume first")
-        return gone_view(last["before"])
-
-    def _last_seen(self, attachment_id: str) -> View:
-        last = self.journal.last_of(attachment_id)
-        if last is None:
-            raise AttachmentNotFound(f"there is no attachment {attachment_id}", "see list_attachments")
-        return gone_view(last["before"] or last["after"])
-
     def _view(self, volume: Volume) -> View:
         rows = self.journal.attachments.of_volume(volume.id)
         return volume_view(volume, rows, self._conditions.of(volume.id))
 
     # Checking.
-
-    def _check_owner(self, caller: Caller, row: Attachment) -> None:
-        if not caller.admin and caller.uid != row.owner:
-            raise PermissionDenied(
-                f"attachment {row.id} of volume {row.volume!r} belongs to uid {row.owner}, not to uid {caller.uid}",
-                "ask its owner or an admin",
-            )
 
     def _check_mode(self, volume: Volume, mode: Mode) -> None:
         if mode is Mode.RW and volume.read_only:
@@ -657,22 +572,6 @@ class Service:
                     "log the initiator out first; an admin may use force",
                 )
 
-    def _secret_for(self, row: Attachment, initiator: str) -> Secret:
-        """New credentials, or those that the same initiator already uses for this volume.
-
-        A target knows one access rule for an initiator, so attachments of one host share it: neither cuts the
-        other off by leaving. The credentials die with the last of them.
-        """
-        for other in self.journal.attachments.of_volume(row.volume):
-            if other.id != row.id and other.initiator == initiator and other.state in GRANTED and other.secret:
-                if other.mode is not row.mode:
-                    raise InvalidVolumeAttachMode(
-                        f"{initiator} already has {other.mode.value} access to volume {row.volume!r} through"
-                        f" attachment {other.id}; one host cannot have {row.mode.value} access beside it"
-                    )
-                return other.secret
-        return _new_secret(row.id)
-
     def _new_serial(self) -> str:
         """A serial whose first 25 and first 7 digits no other volume has: WWID and HBA are made from them."""
         taken = {row.serial[:7] for row in list(self.journal.volumes.values())}
@@ -680,12 +579,3 @@ class Service:
             serial = str(uuid.uuid4())
             if serial[:7] not in taken:
                 return serial
-
-
-def _new_secret(attachment_id: str) -> Secret:
-    """CHAP credentials that no attachment had before: 124 random bits (RFC 3720 section 8.2.1 asks for 96).
-
-    Both begin with a letter: LIO takes a CHAP_N that begins with 0b for base64 and one with 0x for hexadecimal, and
-    refuses the login; and a value that begins with NULL unsets it. Neither has anything but letters, digits and "-".
-    """
-    return Secret(username=f"volattach-{attachment_id}", password="s" + secrets.token_hex(16)[1:])

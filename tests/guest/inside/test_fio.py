@@ -19,7 +19,7 @@ REPORT = OUT / "fio.json"
 
 
 def start_fio(disk: Path) -> subprocess.Popen[bytes]:
-    """Random writes, each read back and verified, until it is interrupted; slow enough to leave the daemon a processor."""
+    """Random writes, each read back and verified, until it is interrupted; the daemon is left a processor."""
     words = ["fio", "--name=load", f"--filename={disk}", "--rw=randwrite", "--bs=4k", "--size=8m", "--direct=1"]
     words += ["--ioengine=psync", "--verify=crc32c", "--verify_backlog=16", "--time_based", "--runtime=3600"]
     words += ["--rate_iops=100"]
