@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -341,3 +342,17 @@ def test_another_kind_of_socket_is_refused(start: Start) -> None:
         assert daemon.process.wait(PATIENCE) == 78
     assert "not a Unix stream socket" in daemon.text()
     assert json.dumps(daemon.text()).count("Traceback") == 0
+
+
+def test_a_signal_that_another_thread_takes_is_heard(start: Start) -> None:
+    """The kernel may give a signal to any thread, and that wakes no lock on which the main thread waits."""
+    daemon = start().ready()
+    pid = daemon.process.pid
+    libc = ctypes.CDLL(None, use_errno=True)
+    threads = [int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid]
+    assert threads
+    for count, thread in enumerate(threads, start=1):
+        assert libc.tgkill(pid, thread, int(signal.SIGHUP)) == 0
+        wait_until(lambda n=count: daemon.text().count("looked up the users and groups") == n)  # type: ignore[misc]
+    assert libc.tgkill(pid, threads[0], int(signal.SIGTERM)) == 0
+    assert daemon.process.wait(PATIENCE) == 0

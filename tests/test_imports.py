@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, set[str], str]] = [
     ("errors", {"", "errors"}, "every layer raises them, the clients' half included"),
     ("model", {"model"}, "it is plain data, for people to read and for tests to build without a daemon"),
     ("lifecycle", {"lifecycle"}, "it decides, and does nothing: no I/O can be in the way of a decision"),
-    ("turns", {"turns"}, "it serves whoever waits, and knows neither volumes nor targets"),
+    ("turns", {"turns", "agenda"}, "it serves whoever waits, and knows neither volumes nor targets"),
     (
         "journal",
         {"journal", "lock", "schema", "history", "backup"},
@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, set[str], str]] = [
     ("drivers", {"drivers"}, "a third party's driver sees the model and the contract, and never the service"),
     ("looking", {"devices", "hostwatch", "portals", "views"}, "they look at the host and change nothing"),
     ("converge", {"converge"}, "it is the only writer of the target, and takes its wishes from above"),
-    ("upkeep", {"upkeep"}, "start and repair must work without a call"),
+    ("upkeep", {"repair", "upkeep"}, "start and repair must work without a call"),
     ("metrics", {"metrics"}, "it counts what it is given"),
     ("selection", {"selection", "credentials"}, "a call's rows and secrets are found without touching anything"),
     ("service", {"service"}, "the calls know nothing of JSON, of sockets, or of who carries them"),

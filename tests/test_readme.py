@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from volattachd import config, daemon, upkeep
+from volattachd import config, daemon, repair
 from volattachd.cli.commands import COMMANDS
 from volattachd.config import keys
 from volattachd.drivers.base import Difference
@@ -136,7 +136,7 @@ def test_the_example_file_has_every_key_with_its_default() -> None:
 
 def test_operations_has_every_condition() -> None:
     assert {row[0].strip("`") for row in rows("docs/operations.md", "Condition")} == {
-        *upkeep._CONVERGE_KINDS,
+        *repair.CONVERGE_KINDS,
         "Pending",
     }
 

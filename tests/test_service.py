@@ -381,7 +381,7 @@ def test_attach_takes_the_mode_that_was_reserved_and_no_other(rig: Rig, reserved
 
 def test_a_driver_that_cannot_do_read_only_by_attachment_says_so(rig: Rig) -> None:
     class Simple(type(rig.driver)):  # type: ignore[misc]
-        capabilities = Capabilities(per_grant_mode=False, ends_sessions=False)
+        capabilities = Capabilities(per_grant_mode=False, ends_sessions=False, grows=False)
 
     rig.register()
     rig.driver = Simple()

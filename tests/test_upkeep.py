@@ -22,7 +22,7 @@ from tests.support import (
 from volattachd.drivers.memory import SimulatedExport
 from volattachd.errors import DriverError
 from volattachd.model import State
-from volattachd.upkeep import Conditions
+from volattachd.repair import Conditions
 
 
 def refuse(step: str) -> None:
@@ -192,7 +192,7 @@ def test_a_volume_that_failed_is_put_off_by_the_periodic_pass_and_not_by_an_admi
     for _ in range(8):  # each failure doubles the pause: 1, 2, 4 … seconds
         upkeep.reconcile(dry_run=False)
     assert len(tried) == 8
-    assert upkeep.reconcile(dry_run=False, only_due=True) == []
+    upkeep.make_round()
     assert len(tried) == 8
 
 

@@ -95,7 +95,7 @@ class Config:
     unread_seconds: float = _key("limits", _seconds(0.1, 3600), "time for a client to take an answer", 10.0)
     call_seconds: float = _key("limits", _seconds(0.1, 3600), "time until a call answers Busy", 30.0)
     ttl: float = _key("reservations", _seconds(1, 31536000), "life of a reservation that is not connected", 3600.0)
-    interval: float = _key("reconcile", _seconds(0.5, 3600), "time between two looks at what should be mended", 5.0)
+    interval: float = _key("reconcile", _seconds(0.5, 3600), "time between two looks at everything, at the least", 3.0)
     days: int = _key("history", _integer(1, 36500), "days of running that history is kept", 365)
     rows: int = _key("history", _integer(1000, 100_000_000), "rows of history that are kept at most", 1_000_000)
 

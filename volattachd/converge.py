@@ -14,13 +14,16 @@ Laws:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from volattachd.drivers.base import Step, TargetDriver
-from volattachd.errors import DriverError
+from volattachd.errors import DriverError, VolattachError
 from volattachd.lifecycle import EXPORTED, GRANTED
 from volattachd.model import Attachment, Condition, Export, Grant, Volume
+
+log = logging.getLogger(__name__)
 
 Verify = Callable[[Volume], "Condition | None"]
 
@@ -50,19 +53,36 @@ def export_of(volume: Volume, attachments: Iterable[Attachment]) -> Export:
     return Export(volume, any(row.state in EXPORTED for row in rows), tuple(grants.values()))
 
 
+class _DriverBoundary:
+    """What a driver did not foresee is its error, told as one, and never the end of a thread that serves everybody."""
+
+    def __init__(self, driver: TargetDriver) -> None:
+        self._name = driver.name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, VolattachError):
+            log.error("the %s driver failed in a way that it does not know of", self._name, exc_info=error)
+            raise DriverError(f"the {self._name} driver failed: {error!r}", "report it with the log") from error
+
+
 class Converger:
     """Makes targets equal to what they should be. Calls for one volume must not overlap."""
 
     def __init__(self, driver: TargetDriver, verify: Verify) -> None:
         self.driver = driver
         self._verify = verify
+        self._boundary = _DriverBoundary(driver)
         #: The step that each volume is at now, for whoever asks what it waits for.
         self.current: dict[str, str] = {}
 
     def plan(self, want: Export) -> tuple[list[Step], Condition | None]:
         """The steps to ``want``, or to as much of it as its device allows, and what is wrong with the device."""
-        possible, condition = self._possible(want)
-        return self.driver.plan(possible), condition
+        with self._boundary:
+            possible, condition = self._possible(want)
+            return self.driver.plan(possible), condition
 
     def converge(self, want: Export) -> tuple[list[Step], Condition | None]:
         """Make the target equal to ``want``; the answer is what was done, and the device's condition.
@@ -70,13 +90,13 @@ class Converger:
         Raises DriverError where a step failed or the target did not keep it, DeviceUnusable where the device
         does not allow the export that is wanted: nothing of the volume is exported then.
         """
-        possible, condition = self._possible(want)
-        steps = self.driver.plan(possible)
-        self._run(want.volume.id, steps)
-        if steps:
-            left = self.driver.plan(possible)
-            if left:
-                raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
+        with self._boundary:
+            possible, condition = self._possible(want)
+            steps = self.driver.plan(possible)
+            self._run(want.volume.id, steps)
+            left = self.driver.plan(possible) if steps else []
+        if left:
+            raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
         if possible != want:
             assert condition is not None
             raise DeviceUnusable(want.volume, condition)
@@ -87,10 +107,21 @@ class Converger:
         condition = None if self.driver.holds_device(want.volume) else self._verify(want.volume)
         return (want if condition is None else replace(want, exported=False, grants=())), condition
 
+    def list_exports(self) -> list[str]:
+        """The targets under our prefix, whether or not a volume accounts for them."""
+        with self._boundary:
+            return self.driver.list_exports()
+
+    def plan_removal(self, target_name: str) -> list[Step]:
+        """The steps that remove a target of ours that no volume accounts for."""
+        with self._boundary:
+            return self.driver.plan_removal(target_name)
+
     def remove_orphan(self, target_name: str) -> list[Step]:
         """Remove a target of ours that no volume accounts for; the answer is what was done."""
-        steps = self.driver.plan_removal(target_name)
-        self._run(target_name, steps)
+        steps = self.plan_removal(target_name)
+        with self._boundary:
+            self._run(target_name, steps)
         return steps
 
     def _run(self, subject: str, steps: list[Step]) -> None:

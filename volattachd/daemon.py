@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from volattachd import __version__, config, logs
 from volattachd.drivers import registry
 from volattachd.drivers.base import Portal, TargetDriver
 from volattachd.errors import ConfigError, DriverError, JournalUnusable
+from volattachd.hostwatch import HostWatch
 from volattachd.journal import Journal
 from volattachd.portals import resolve_portals
 from volattachd.rpc import openrpc, server
@@ -99,18 +101,21 @@ class Daemon:
     def __init__(self, settings: config.Config) -> None:
         self._settings = settings
         self._notify: Callable[[str], None] = sdnotify.SystemdNotifier().notify
-        self._wake = threading.Event()
+        #: The main thread sleeps on this pipe. A signal may be taken by any thread, which wakes no lock that the main
+        #: thread waits for; but whoever takes it writes its number here (signal.set_wakeup_fd). 0 stands for a failure.
+        self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._exit_code = EXIT_OK
-        self._signals: list[int] = []
 
     def run(self) -> int:
         """Start, serve until a signal or a failure, stop; the answer is the exit code."""
         parts = self._start()
         self._set_up_signals()
+        upkeep = parts.service.upkeep
         threads = [
-            threading.Thread(target=parts.server.run, name="accept", daemon=True),
-            threading.Thread(target=parts.service.upkeep.run, name="upkeep", daemon=True),
+            threading.Thread(target=self._or_end, args=(body,), name=name, daemon=True)
+            for name, body in (("accept", parts.server.run), ("upkeep", upkeep.run))
         ]
+        HostWatch(upkeep.note_device, upkeep.note_everything).start()
         parts.service.ready = True
         for thread in threads:
             thread.start()
@@ -146,35 +151,40 @@ class Daemon:
         served = server.Server(listener, Dispatcher(_handlers(service)), access, limits)
         return _Parts(journal, driver, service, served)
 
+    def _or_end(self, body: Callable[[], None]) -> None:
+        """A thread that everybody depends on: where it fails, a new daemon is better than half of this one."""
+        try:
+            body()
+        except Exception:
+            log.critical("the thread %s has failed: ending", threading.current_thread().name, exc_info=True)
+            self._fail()
+
     def _set_up_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._signals.append(number)
-        self._wake.set()
+            signal.signal(number, lambda number, frame: None)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
 
     def _journal_failed(self, error: BaseException) -> None:
         """What is on the disk is unknown until it is read again: end, and let the supervisor start us anew."""
         log.critical("the journal cannot be written (%s): ending without acknowledging anything more", error)
+        self._fail()
+
+    def _fail(self) -> None:
         self._exit_code = EXIT_FAILED
-        self._wake.set()
+        os.write(self._waker, b"\0")
 
     def _wait(self, parts: _Parts) -> None:
         """Until a signal or a failure; meanwhile feed the watchdog, after seeing that journal and turns move."""
         pause = _watchdog_pause()
         while self._exit_code == EXIT_OK:
-            if self._wake.wait(pause):
-                self._wake.clear()
-                if any(number != signal.SIGHUP for number in self._signals):
-                    return
-                if self._signals:
-                    self._signals.clear()
-                    self._reload(parts)
-            elif pause is not None:
+            if not select.select([self._woken], [], [], pause)[0]:
                 parts.journal.history(limit=1)
                 self._notify("WATCHDOG=1")
                 self._tell_status(parts)
+                continue
+            if any(number != signal.SIGHUP for number in os.read(self._woken, 4096)):
+                return
+            self._reload(parts)
 
     def _reload(self, parts: _Parts) -> None:
         """SIGHUP: names of users and groups are looked up again. Other keys need a restart, which harms nobody."""

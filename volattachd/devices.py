@@ -17,7 +17,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,25 +74,50 @@ def check_unused(path: str, read_only: bool, others: Iterable[Volume]) -> None:
         _check_file_free(path, own, read_only)
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a look at a volume's device found: what is wrong with it, and the size in bytes that it has now."""
+
+    condition: Condition | None
+    size: int = 0
+
+
 def verify_device(volume: Volume) -> Condition | None:
     """None where the volume's path leads to what was registered; else what is wrong."""
+    return examine_device(volume).condition
+
+
+def examine_device(volume: Volume) -> Finding:
+    """Whether the volume's path leads to what was registered, and how large that is now."""
     try:
         actual = inspect_device(volume.path)
     except InvalidInput as error:
-        return Condition("DeviceMissing", error.message, now())
+        return Finding(Condition("DeviceMissing", error.message, now()))
     recorded = volume.device.identity
     unknown = [key for key in recorded if key not in actual.identity]
     if unknown and actual.kind == volume.device.kind:
         why = f"{volume.path} does not tell its {', '.join(unknown)} yet"
-        return Condition("DeviceMissing", why, now())
+        return Finding(Condition("DeviceMissing", why, now()))
     changed = [key for key, value in recorded.items() if actual.identity.get(key) != value]
     if changed:
         told = ", ".join(f"{key} was {recorded[key]} and is {actual.identity.get(key)}" for key in changed)
-        return Condition("DeviceChanged", f"{volume.path} is another device now: {told}", now())
+        return Finding(Condition("DeviceChanged", f"{volume.path} is another device now: {told}", now()))
     if actual.size < volume.size:
         why = f"{volume.path} has shrunk from {volume.size} to {actual.size} bytes"
-        return Condition("DeviceChanged", why, now())
-    return None
+        return Finding(Condition("DeviceChanged", why, now()), actual.size)
+    return Finding(None, actual.size)
+
+
+def concerns(volume: Volume, names: Container[str], number: int) -> bool:
+    """Whether news of a block device, known by these names and this number, is about the volume's device."""
+    if volume.device.kind != "block":
+        return False
+    if volume.path in names:
+        return True
+    try:
+        return os.stat(volume.path).st_rdev == number
+    except OSError:
+        return False
 
 
 # Following the path.

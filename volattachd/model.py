@@ -61,6 +61,10 @@ class Caller:
     admin: bool = False
 
 
+#: Who the journal names for what the daemon does by itself.
+DAEMON = Caller(uid=0, pid=0, admin=True)
+
+
 @dataclass(frozen=True)
 class Device:
     """What a volume's path led to when it was looked at.
@@ -77,7 +81,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Volume:
-    """A registered volume. What an initiator can see of it never changes after it was registered."""
+    """A registered volume. What an initiator knows it by never changes; its device may grow."""
 
     id: str
     path: str

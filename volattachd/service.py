@@ -28,7 +28,7 @@ from volattachd.backup import write_backup
 from volattachd.config import Config
 from volattachd.converge import Converger, DeviceUnusable, export_of
 from volattachd.credentials import secret_for
-from volattachd.devices import check_unused, inspect_device, verify_device
+from volattachd.devices import check_unused, examine_device, inspect_device, verify_device
 from volattachd.drivers.base import TargetDriver
 from volattachd.errors import (
     AlreadyExists,
@@ -43,11 +43,12 @@ from volattachd.errors import (
 from volattachd.history import Feed, Trimmer
 from volattachd.journal import Change, Journal
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
-from volattachd.model import Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
+from volattachd.model import DAEMON, Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
 from volattachd.portals import reachable_portals, resolve_portals
+from volattachd.repair import Conditions, Repairer
 from volattachd.selection import Selection, check_owner
 from volattachd.turns import Deadline, Turns, Workers
-from volattachd.upkeep import Conditions, Repairer, Upkeep
+from volattachd.upkeep import Upkeep
 from volattachd.views import attachment_view, connection_view, gone_view, volume_view
 
 T = TypeVar("T")
@@ -55,8 +56,6 @@ View = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
-#: Who the journal names for what the daemon does by itself.
-_DAEMON = Caller(uid=0, pid=0, admin=True)
 _REGISTRY = "the registry of volumes"
 
 
@@ -73,7 +72,7 @@ class Service:
         self._workers = Workers()
         self._conditions = Conditions()
         self._converger = Converger(driver, verify_device)
-        self._repairer = Repairer(journal, self._converger, self._conditions, verify_device)
+        self._repairer = Repairer(journal, self._converger, self._conditions, examine_device)
         self.upkeep = Upkeep(
             journal,
             self._converger,
@@ -429,7 +428,7 @@ class Service:
     def _expire(self, attachment_id: str) -> None:
         row = self.journal.attachments.get(attachment_id)
         if row is not None and row.state is State.RESERVED:
-            self._simple_move(_DAEMON, row.volume, Call.UNRESERVE, attachment_id)
+            self._simple_move(DAEMON, row.volume, Call.UNRESERVE, attachment_id)
             log.info("volume %s: reservation %s has expired", row.volume, attachment_id)
 
     # Moving an attachment.

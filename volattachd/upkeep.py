@@ -8,19 +8,21 @@ with it stands as a condition until it is over.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from volattachd.converge import Converger, DeviceUnusable, Verify, export_of
+from volattachd.agenda import Agenda
+from volattachd.converge import Converger
+from volattachd.devices import concerns
 from volattachd.drivers.base import Difference, Portal, Step
 from volattachd.errors import ConfigError, DriverError, JournalFailed
 from volattachd.journal import Journal
-from volattachd.model import Condition, Export, Volume, now
+from volattachd.model import Volume
+from volattachd.repair import Conditions, Repairer
 from volattachd.turns import Deadline, Task, Turns, Workers
 
 log = logging.getLogger(__name__)
@@ -30,91 +32,8 @@ View = dict[str, Any]
 #: Pauses between tries for a volume that fails: doubled from the first to the last, in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0
 
-
-class Conditions:
-    """What is wrong with each volume now. The first time that something was seen is kept while it lasts."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._by_volume: dict[str, dict[str, Condition]] = {}
-
-    def of(self, volume: str) -> list[Condition]:
-        """The conditions of one volume."""
-        return list(self._by_volume.get(volume, {}).values())
-
-    def all(self) -> dict[str, list[Condition]]:
-        """Every volume that has one."""
-        return {volume: list(found.values()) for volume, found in dict(self._by_volume).items()}
-
-    def set(self, volume: str, kind: str, message: str) -> None:
-        """Show a condition; what the log tells is that it began, or that its reason changed."""
-        with self._lock:
-            found = self._by_volume.get(volume, {})
-            before = found.get(kind)
-            since = before.since if before else now()
-            self._by_volume[volume] = {**found, kind: Condition(kind, message, since)}
-        if before is None or before.message != message:
-            log.warning("volume %s: %s: %s", volume, kind, message)
-
-    def clear(self, volume: str, *kinds: str) -> None:
-        """End conditions of these kinds; without any kind, all of the volume."""
-        with self._lock:
-            found = self._by_volume.get(volume, {})
-            ended = [kind for kind in found if not kinds or kind in kinds]
-            rest = {kind: condition for kind, condition in found.items() if kind not in ended}
-            if rest:
-                self._by_volume[volume] = rest
-            else:
-                self._by_volume.pop(volume, None)
-        for kind in ended:
-            log.info("volume %s: %s is over", volume, kind)
-
-
-#: What a converge finds out about a volume; Pending is the caller's matter.
-_CONVERGE_KINDS = ("DeviceMissing", "DeviceChanged", "TargetError")
-
-
-class Repairer:
-    """Converges one volume and keeps its conditions: what calls, start and passes have in common."""
-
-    def __init__(self, journal: Journal, converger: Converger, conditions: Conditions, verify: Verify) -> None:
-        self._journal = journal
-        self._verify = verify
-        self._converger = converger
-        self._conditions = conditions
-
-    def wanted(self, volume: Volume) -> Export:
-        """What the journal asks for now."""
-        return export_of(volume, self._journal.attachments.of_volume(volume.id))
-
-    def look_after(self, want: Export) -> list[Step]:
-        """Converge, and look at the device of a healthy export too: the target may hold one that is gone."""
-        done = self.converge(want)
-        if want.exported:
-            self._show(want.volume.id, self._verify(want.volume))
-        return done
-
-    def converge(self, want: Export) -> list[Step]:
-        """Converge, and record what is wrong. Raises DriverError as the converger does."""
-        name = want.volume.id
-        try:
-            done, condition = self._converger.converge(want)
-        except DeviceUnusable as error:
-            self._show(name, error.condition)
-            raise
-        except DriverError as error:
-            self._show(name, Condition("TargetError", error.message, now()))
-            raise
-        self._show(name, condition)
-        return done
-
-    def _show(self, volume: str, condition: Condition | None) -> None:
-        """What the last converge found wrong, and nothing of what earlier ones did."""
-        if condition is not None:
-            self._conditions.set(volume, condition.kind, condition.message)
-        over = [kind for kind in _CONVERGE_KINDS if condition is None or kind != condition.kind]
-        self._conditions.clear(volume, *over)
-
+#: How long the periodic pass waits for one volume, in seconds; the volume's worker goes on without it.
+_PASS_PATIENCE = 2.0
 
 #: Volumes visited at the same time: removals wait for RCU in the kernel, and 8 threads hide most of that.
 _SIDE_BY_SIDE = 8
@@ -167,10 +86,9 @@ class Upkeep:
         self._repairer = repairer
         self._turns = turns
         self._workers = workers
-        self._interval = interval
         self._patience = patience
         self._backoffs: dict[str, _Backoff] = {}
-        self._stopped = threading.Event()
+        self._agenda = Agenda(interval)
         #: The portals that the configuration means now: addresses of an interface come and go.
         self.resolve_portals: Callable[[], Sequence[Portal]] = lambda: self._converger.driver.portals
         self.expire: Callable[[], None] = lambda: None
@@ -184,16 +102,41 @@ class Upkeep:
         self.reconcile(dry_run=False)
 
     def run(self) -> None:
-        """The periodic pass, until ``stop``."""
-        while not self._stopped.wait(self._interval):
+        """The periodic pass, and a look at what there is news of, until ``stop``."""
+        for volumes in self._agenda.errands():
             try:
-                self.expire()
-                self._follow_portals()
-                self.reconcile(dry_run=False, only_due=True)
+                if volumes is None:
+                    self.make_round()
+                else:
+                    self._pass_over(self._due(volumes), False, _PASS_PATIENCE)
             except JournalFailed:
                 return  # the daemon is ending: its owner was told by the journal
             except DriverError as error:
                 log.warning("cannot look at the target: %s", error.message)  # the next pass tries again
+
+    def stop(self) -> None:
+        """End the periodic pass."""
+        self._agenda.end()
+
+    def note_device(self, names: Collection[str], number: int) -> None:
+        """There is news of a block device: look at the volume that it belongs to, even where that was put off."""
+        found = [row.id for row in list(self._journal.volumes.values()) if concerns(row, names, number)]
+        for volume in found:
+            self._backoffs.pop(volume, None)
+        if found:
+            self._agenda.note(found)
+
+    def note_everything(self) -> None:
+        """Anything may have changed: addresses, say. Look at everything soon."""
+        self._agenda.note_everything()
+
+    def make_round(self) -> None:
+        """One periodic pass: what has ended, portals, every volume that is not put off, targets of nobody."""
+        self.expire()
+        self._follow_portals()
+        self._pass_over(self._due(list(self._journal.volumes)), False, _PASS_PATIENCE)
+        self._visit_orphans(False, _PASS_PATIENCE)
+        self.passes += 1
 
     def _follow_portals(self) -> None:
         """Take over new addresses. Where none is left, what is there stays: it listens again when one is back."""
@@ -207,30 +150,32 @@ class Upkeep:
             log.info("portals are now %s", ", ".join(map(str, found)))
             driver.portals = found
 
-    def stop(self) -> None:
-        """End the periodic pass."""
-        self._stopped.set()
-
-    def reconcile(self, *, dry_run: bool, only_due: bool = False) -> list[View]:
+    def reconcile(self, *, dry_run: bool) -> list[View]:
         """One pass over all volumes and over targets that no volume accounts for.
 
         The answer has one line for each that differed: the steps, and the error where one could not be mended.
         """
-        volumes = [v for v in list(self._journal.volumes.values()) if not only_due or self._is_due(v.id)]
-        jobs = [_Job(volume.id, volume.target_name, partial(self._visit, volume, dry_run)) for volume in volumes]
-        lines = list(self._visit_all(jobs))
-        jobs = [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()]
-        lines += self._visit_all(jobs)
+        lines = self._pass_over(list(self._journal.volumes), dry_run, self._patience)
+        lines += self._visit_orphans(dry_run, self._patience)
         self.passes += 1
-        return [line for line in lines if line is not None]
+        return lines
 
-    def _visit_all(self, jobs: Iterable[_Job]) -> Iterator[View | None]:
+    def _pass_over(self, volumes: Iterable[str], dry_run: bool, patience: float) -> list[View]:
+        rows = [row for row in map(self._journal.volumes.get, volumes) if row is not None]
+        jobs = [_Job(row.id, row.target_name, partial(self._visit, row.id, dry_run)) for row in rows]
+        return [line for line in self._visit_all(jobs, patience) if line is not None]
+
+    def _visit_orphans(self, dry_run: bool, patience: float) -> list[View]:
+        jobs = [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()]
+        return [line for line in self._visit_all(jobs, patience) if line is not None]
+
+    def _visit_all(self, jobs: Iterable[_Job], patience: float) -> Iterator[View | None]:
         """Visit targets side by side; one that outlasts its deadline is left behind with its worker."""
         window: deque[_Visit] = deque()
         for job in jobs:
             if len(window) == _SIDE_BY_SIDE:
                 yield self._finish(window.popleft())
-            window.append(_Visit(job, self._workers.submit(job.body), Deadline(self._patience)))
+            window.append(_Visit(job, self._workers.submit(job.body), Deadline(patience)))
         for visit in window:
             yield self._finish(visit)
 
@@ -243,16 +188,17 @@ class Upkeep:
             self._conditions.set(job.volume, "Pending", f"waits for: {waits_for}")
         return _line(job.volume, job.target_name, error=f"waits for: {waits_for}")
 
-    def _visit(self, volume: Volume, dry_run: bool) -> View | None:
+    def _visit(self, name: str, dry_run: bool) -> View | None:
         """One volume; None where there is nothing to say (equal, or a call is working on it)."""
-        if not self._turns.take(volume.id, 0):
+        if not self._turns.take(name, 0):
             return None
         try:
-            if volume.id not in self._journal.volumes:
+            volume = self._journal.volumes.get(name)  # read in its turn: it may have grown, or gone, meanwhile
+            if volume is None:
                 return None
             return self._plan(volume) if dry_run else self._mend(volume)
         finally:
-            self._turns.give_back(volume.id)
+            self._turns.give_back(name)
 
     def _plan(self, volume: Volume) -> View | None:
         try:
@@ -283,7 +229,7 @@ class Upkeep:
         The target is listed first: a volume is in the journal before it is exported, so one that comes in between is
         known.
         """
-        found = self._converger.driver.list_exports()
+        found = self._converger.list_exports()
         known = {_own_part(volume.target_name) for volume in list(self._journal.volumes.values())}
         return [name for name in found if _own_part(name) not in known]
 
@@ -293,7 +239,7 @@ class Upkeep:
             return None
         try:
             if dry_run:
-                return _line(None, name, self._converger.driver.plan_removal(name))
+                return _line(None, name, self._converger.plan_removal(name))
             done = self._converger.remove_orphan(name)
         except DriverError as error:
             log.warning("target %s is not in the journal and cannot be removed: %s", name, error.message)
@@ -303,9 +249,11 @@ class Upkeep:
         log.warning("target %s was not in the journal: removed", name)
         return _line(None, name, done)
 
-    def _is_due(self, volume: str) -> bool:
-        backoff = self._backoffs.get(volume)
-        return backoff is None or time.monotonic() >= backoff.due
+    def _due(self, volumes: Iterable[str]) -> list[str]:
+        """Those that are not put off."""
+        clock = time.monotonic()
+        waiting = {name for name, backoff in list(self._backoffs.items()) if clock < backoff.due}
+        return [name for name in volumes if name not in waiting]
 
     def _put_off(self, volume: str) -> None:
         before = self._backoffs.get(volume)

@@ -84,6 +84,7 @@ class Capabilities:
 
     per_grant_mode: bool  # an initiator can have read-only access while another one writes
     ends_sessions: bool  # removing a grant also ends the initiator's live sessions
+    grows: bool  # an export follows a device that has grown; else the next export of it has the new size
 
 
 class TargetDriver(ABC):

@@ -125,7 +125,7 @@ class LioDriver(TargetDriver):
     """The kernel's iSCSI target."""
 
     name: ClassVar[str] = "lio"
-    capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=True, ends_sessions=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=True, ends_sessions=True, grows=True)
 
     #: Portals of one address share a listener that is torn down with its last user; making and removing
     #: them from several threads at once fails with EINVAL. One lock for the process: there is one kernel.
@@ -234,6 +234,9 @@ class LioDriver(TargetDriver):
         steps = [self._step(node) for node in backstore if missing(node)]
         if missing(Value(f"{names.backstore}/enable", "1")):
             steps += self._configuration(names, want.volume)
+        elif self._device_info(names, want.volume).get("size", str(want.volume.size)) != str(want.volume.size):
+            # A file that has grown. A block device's size is the kernel's own to follow.
+            steps.append(self._step(Value(f"{names.backstore}/control", f"fd_dev_size={want.volume.size}")))
         return steps + [self._step(node) for node in self.wanted(names, want) if missing(node)]
 
     def _configuration(self, names: Names, volume: Volume) -> list[Step]:

@@ -36,7 +36,7 @@ class MemoryDriver(TargetDriver):
     """
 
     name: ClassVar[str] = "memory"
-    capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=True, ends_sessions=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=True, ends_sessions=True, grows=True)
 
     def __init__(
         self,

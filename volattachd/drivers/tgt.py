@@ -269,7 +269,7 @@ class TgtDriver(TargetDriver):
     """The user-space target. ``socket`` is a path as tgtd takes it in TGT_IPC_SOCKET."""
 
     name: ClassVar[str] = "tgt"
-    capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=False, ends_sessions=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=False, ends_sessions=True, grows=False)
     lun: ClassVar[int] = 1
 
     def __init__(
