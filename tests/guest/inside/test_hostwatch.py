@@ -149,9 +149,8 @@ def test_a_volume_grows_under_its_initiator(
     disk, session = host1.disk(info), host1.sessions(info["data"]["target_iqn"])
     written = write_pattern(disk, 3)
     sequence = program.call("get_status")["seq"]
-    with subprocess.Popen(
-        ["dd", "if=/dev/zero", f"of={disk}", "bs=4k", "seek=1024", "oflag=direct", "count=2000"]
-    ) as load:
+    words = ["dd", "if=/dev/zero", f"of={disk}", "bs=4k", "seek=1024", "oflag=direct", "count=2000"]
+    with subprocess.Popen(words) as load:
         grow()
         wait_until(lambda: program.call("show_volume", volume="growing")["size"] == 32 * MIB, f"{path} has grown")
         run("iscsiadm", "-m", "session", "-R")
