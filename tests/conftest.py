@@ -9,6 +9,8 @@ import pytest
 
 from tests.support import Rig
 
+pytest_plugins = ["tests.figures"]
+
 
 @pytest.fixture
 def quick_path(tmp_path: Path) -> Iterator[Path]:

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,10 +18,10 @@ from tests.faults.seam import ALONE, BESIDE_ANOTHER, BLOCK, Kind
 from tests.faults.sweep import Clock, Sweep
 from tests.faults.target import KernelReader
 from tests.faults.world import LIFE_CYCLE, REGISTRY, Case, World
+from tests.figures import RecordFigure
 from volattachd.drivers.configfs import ConfigFs
 
 #: For the numbers at the end, wherever these tests run.
-pytest_plugins = ["tests.faults.summary"]
 
 FOREIGN = "iqn.2001-04.com.example:foreign"
 SEED = 20261122
@@ -34,7 +33,6 @@ GUEST = {"timeout": 86400.0 if LONG else 600.0}
 
 __all__ = [
     "foreign",
-    "pytest_plugins",
     "sweep",
     "test_every_call_survives_a_fault_at_every_point",
     "test_every_start_after_a_fault_survives_another",
@@ -81,32 +79,28 @@ def cases(sweep: Sweep) -> tuple[Case, ...]:
     return LIFE_CYCLE if sweep.world.shared else (*REGISTRY, *LIFE_CYCLE)
 
 
-def test_every_call_survives_a_fault_at_every_point(
-    sweep: Sweep, kind: str, record_property: Callable[[str, Any], None]
-) -> None:
+def test_every_call_survives_a_fault_at_every_point(sweep: Sweep, kind: str, record_figure: RecordFigure) -> None:
     clock = Clock()
     sweep.depth_one(cases(sweep))
     name = "shared" if sweep.world.shared else "alone"
-    record_property("faults", f"{kind}, {name}: {sweep.counts.total()} single faults in {clock}")
+    record_figure("faults", f"{kind}, {name}: {sweep.counts.total()} single faults in {clock}")
 
 
-def test_every_start_after_a_fault_survives_another(
-    sweep: Sweep, kind: str, record_property: Callable[[str, Any], None]
-) -> None:
+def test_every_start_after_a_fault_survives_another(sweep: Sweep, kind: str, record_figure: RecordFigure) -> None:
     clock = Clock()
     name = "shared" if sweep.world.shared else "alone"
     pairs = sweep.depth_two(SEED, SAMPLES[name])
     chosen = f"{SAMPLES[name]} of {pairs} pairs of faults (seed {SEED})"
-    record_property("faults", f"{kind}, {name}: {chosen} in {clock}")
+    record_figure("faults", f"{kind}, {name}: {chosen} in {clock}")
 
 
 # A guest runs the tests that it is told by name, and knows nothing of the environment outside.
 if LONG or "VOLATTACHD_IN_GUEST" in os.environ:
     __all__ += ["test_every_pair_of_faults"]
 
-    def test_every_pair_of_faults(sweep: Sweep, kind: str, record_property: Callable[[str, Any], None]) -> None:
+    def test_every_pair_of_faults(sweep: Sweep, kind: str, record_figure: RecordFigure) -> None:
         clock = Clock()
         whole = Sweep(sweep.world, tuple(Kind))
         whole.depth_one(cases(sweep))
         singles, pairs = whole.counts.total(), whole.depth_two(SEED, None)
-        record_property("faults", f"{kind}: {singles} single faults, all {pairs} pairs of faults in {clock}")
+        record_figure("faults", f"{kind}: {singles} single faults, all {pairs} pairs of faults in {clock}")

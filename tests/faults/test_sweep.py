@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,8 +20,7 @@ from tests.faults.seam import ALONE, BESIDE_ANOTHER, Fault, Kind
 from tests.faults.sweep import ENDS_A_START, Sweep
 from tests.faults.target import SimulatedReader
 from tests.faults.world import INITIALIZE, LIFE_CYCLE, REGISTRY, Life, Parts, Stage, World
-
-pytest_plugins = ["tests.faults.summary"]
+from tests.figures import RecordFigure
 
 
 @pytest.fixture
@@ -47,7 +45,7 @@ def new_world(directory: Path, *, shared: bool = False, parts: Parts | None = No
 
 @pytest.mark.parametrize(("shared", "kinds"), [(False, ALONE), (True, BESIDE_ANOTHER)], ids=["alone", "shared"])
 def test_every_call_survives_a_fault_at_every_point(
-    memory: Path, shared: bool, kinds: tuple[Kind, ...], record_property: Callable[[str, Any], None]
+    memory: Path, shared: bool, kinds: tuple[Kind, ...], record_figure: RecordFigure
 ) -> None:
     world = new_world(memory, shared=shared)
     sweep = Sweep(world, kinds)
@@ -55,7 +53,7 @@ def test_every_call_survives_a_fault_at_every_point(
     singles = sweep.counts.total()
     pairs = sweep.depth_two(seed=1, sample=50)
     world.close()
-    record_property("faults", f"simulated kernel: {singles} single faults, 50 of {pairs} pairs")
+    record_figure("faults", f"simulated kernel: {singles} single faults, 50 of {pairs} pairs")
 
 
 @pytest.mark.parametrize("name", MUTANTS)

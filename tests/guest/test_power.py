@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.figures import RecordFigure
 from tests.guest.harness.guest import Guest
 from tests.guest.load import CALLS
 from tests.guest.storage import REPO, SOCKET, StorageHost
@@ -28,12 +29,14 @@ STATES = ("gone", "reserved", "connected", "attached", "detaching", "disconnecte
 AFTER = dict(zip(CALLS, (*STATES[1:], "gone"), strict=True))
 
 
-def test_what_was_acknowledged_before_a_power_cut_holds(new_guest: Callable[..., Guest], tmp_path: Path) -> None:
+def test_what_was_acknowledged_before_a_power_cut_holds(
+    new_guest: Callable[..., Guest], tmp_path: Path, record_figure: RecordFigure
+) -> None:
     guests = [new_guest(disk=tmp_path / f"disk-{n}", name=f"storage-{n}") for n in range(HOSTS)]
     shares = [CUTS // HOSTS + (n < CUTS % HOSTS) for n in range(HOSTS)]
     with ThreadPoolExecutor(HOSTS) as pool:
         checked = sum(pool.map(cut_again_and_again, guests, shares, range(HOSTS)))
-    print(f"power cuts under load: {CUTS}, acknowledged calls checked: {checked}, lost: 0")
+    record_figure("power cuts under load", f"{CUTS}, acknowledged calls checked: {checked}, lost: 0")
 
 
 def cut_again_and_again(guest: Guest, cuts: int, number: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.figures import RecordFigure
 from tests.guest.inside.initiator import Initiator, read_back, write_pattern
 from tests.guest.inside.program import OUT, TARGET, Program, configfs, connector
 
@@ -87,7 +88,9 @@ DRIFTS: dict[str, tuple[Callable[[Path, str], Any], str, bool]] = {
 
 
 @pytest.mark.parametrize("what", DRIFTS)
-def test_drift_is_seen_told_and_mended(what: str, program: Program, host1: Initiator, attached: Any) -> None:
+def test_drift_is_seen_told_and_mended(
+    what: str, program: Program, host1: Initiator, attached: Any, record_figure: RecordFigure
+) -> None:
     drift, kind, session_lives = DRIFTS[what]
     before, session = ours(), host1.sessions(attached["data"]["target_iqn"])
     log = OUT / "volattachd.log"
@@ -98,7 +101,7 @@ def test_drift_is_seen_told_and_mended(what: str, program: Program, host1: Initi
         assert time.monotonic() - began < 30, f"{what} is not mended: {set(ours().items()) ^ set(before.items())}"
         time.sleep(0.05)
     seconds = time.monotonic() - began
-    print(f"{what}: mended after {seconds:.1f} s")
+    record_figure("drift", f"{what}: mended after {seconds:.1f} s")
     while log.read_text().count(f"mended {kind}") == told:  # the line comes after the last step
         assert time.monotonic() - began < 30, f"{what} is mended, but nothing tells of it"
         time.sleep(0.05)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.figures import RecordFigure
 from tests.guest.inside.initiator import Initiator
 from tests.guest.inside.program import OUT, Program, connector
 
@@ -35,7 +36,7 @@ def fio_report() -> dict[str, Any]:
 
 
 def test_restarts_under_load_cost_no_io_error_and_no_session(
-    program: Program, host1: Initiator, new_device: Callable[[str], str]
+    program: Program, host1: Initiator, new_device: Callable[[str], str], record_figure: RecordFigure
 ) -> None:
     program.call("register_volume", volume="load", path=new_device("block"))
     program.call("reserve_volume", volume="load")
@@ -53,8 +54,8 @@ def test_restarts_under_load_cost_no_io_error_and_no_session(
     fio.wait(60)
     job = fio_report()
     drops = sum(1 for _ in sessions if host1.sessions(target) != sessions)
-    print(f"daemon restarts under fio: {RESTARTS}, I/O errors: {job['error']}, session drops: {drops},"
-          f" writes verified: {job['read']['total_ios']}")  # fmt: skip
+    told = f"I/O errors: {job['error']}, session drops: {drops}, writes verified: {job['read']['total_ios']}"
+    record_figure("daemon restarts under fio", f"{RESTARTS}, {told}")
     assert (job["error"], drops) == (0, 0)
     assert job["read"]["total_ios"] > RESTARTS, "it did verify what it wrote"
     assert "detected conn error" not in subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout

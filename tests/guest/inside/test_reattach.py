@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.drivers.initiator import LoginRefused, Session
+from tests.figures import RecordFigure
 from tests.guest.inside.initiator import Initiator, write_pattern
 from tests.guest.inside.program import Program, connector
 from volattachd.model import Secret
@@ -63,7 +64,9 @@ class Hammer:
         assert not self._thread.is_alive()
 
 
-def test_the_old_host_reads_nothing_of_the_new_ones(program: Program, new_device: Callable[[str], str]) -> None:
+def test_the_old_host_reads_nothing_of_the_new_ones(
+    program: Program, new_device: Callable[[str], str], record_figure: RecordFigure
+) -> None:
     program.call("register_volume", volume="moving", path=new_device("file"))
     tries = total = 0
     for number in range(ROUNDS):
@@ -85,7 +88,7 @@ def test_the_old_host_reads_nothing_of_the_new_ones(program: Program, new_device
         program.call("begin_detaching", volume="moving")
         program.call("terminate_connection", volume="moving", connector=connector(NEW))
         program.call("detach", volume="moving")
-    print(f"reattached to another host: {ROUNDS} times, logins tried by the old one: {tries}, bytes read: {total}")
+    record_figure("reattached to another host", f"{ROUNDS} times, old logins tried: {tries}, bytes read: {total}")
     assert total == 0
     program.call("unregister_volume", volume="moving")
 

@@ -24,12 +24,12 @@ from tests.faults import oracle
 from tests.faults.sweep import Clock
 from tests.faults.target import PORTAL, PREFIX, KernelReader, expected_target, read_target, unguarded, users
 from tests.faults.world import HOST_A, Rows, Stage
+from tests.figures import RecordFigure
 from tests.guest.inside.program import OUT, connector
 from volattachd.journal import Journal
 from volattachd.rpc.client import Client
 
 GUEST = {"timeout": 600.0}
-pytest_plugins = ["tests.faults.summary"]
 
 PATIENCE = 60.0  # seconds, and never waited for where nothing is wrong
 #: The calls that change configfs and the journal, and how often at most each is struck.
@@ -196,7 +196,7 @@ def check_moment_of_death(life: Life) -> None:
 
 
 def test_a_kill_at_every_system_call_that_changes_something(
-    nursery: Nursery, new_device: Callable[[str], str], record_property: Callable[[str, Any], None]
+    nursery: Nursery, new_device: Callable[[str], str], record_figure: RecordFigure
 ) -> None:
     paths, ids, clock = {kind: new_device(kind) for kind in ("file", "block")}, itertools.count(1), Clock()
     normal = {}
@@ -213,7 +213,7 @@ def test_a_kill_at_every_system_call_that_changes_something(
                 break
             assert life.answers == normal[kind], f"{syscall} {number}: the normal answers"
             struck[syscall] = number
-    record_property("faults", f"SIGKILL: {sum(struck.values())} points in {clock}: {struck}")
+    record_figure("faults", f"SIGKILL: {sum(struck.values())} points in {clock}: {struck}")
     assert sum(struck.values()) >= AT_LEAST
 
 
