@@ -65,7 +65,7 @@ class Stage:
         if self._wanted in ("auto", "lio"):
             _check_alone()
         self.directory = Path(tempfile.mkdtemp(prefix="volattachd-demo-"))  # 0700, as the volume's directory must be
-        # Every process from here on carries this mark: an interrupt can come before we hold a child that was just forked.
+        # Every process from here on carries this mark: an interrupt may come before we hold a child just forked.
         os.environ["TGT_IPC_SOCKET"] = str(self._tgt_socket)
         with self.volume.open("wb") as file:
             file.truncate(VOLUME_BYTES)
