@@ -26,7 +26,7 @@ from volattachd.drivers.base import Portal, TargetDriver
 from volattachd.errors import ConfigError, DriverError, JournalUnusable
 from volattachd.hostwatch import HostWatch
 from volattachd.journal import Journal
-from volattachd.portals import resolve_portals
+from volattachd.portals import names_interface, resolve_portals
 from volattachd.rpc import openrpc, server
 from volattachd.rpc.access import Access
 from volattachd.rpc.dispatch import Dispatcher
@@ -115,7 +115,8 @@ class Daemon:
             threading.Thread(target=self._or_end, args=(body,), name=name, daemon=True)
             for name, body in (("accept", parts.server.run), ("upkeep", upkeep.run))
         ]
-        HostWatch(upkeep.note_device, upkeep.note_everything).start()
+        follows = names_interface(self._settings.portals)
+        HostWatch(upkeep.note_device, upkeep.note_everything, addresses=follows).start()
         parts.service.ready = True
         for thread in threads:
             thread.start()

@@ -12,9 +12,6 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from pyroute2 import IPRoute, NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-
 log = logging.getLogger(__name__)
 
 #: Where nothing can be heard, it is tried again after this time, in seconds.
@@ -25,15 +22,21 @@ OnDevice = Callable[[Collection[str], int], None]
 
 
 class HostWatch:
-    """Two threads that listen and pass on. ``on_any`` is called where anything may have changed."""
+    """Threads that listen and pass on. ``on_any`` is called where anything may have changed.
 
-    def __init__(self, on_device: OnDevice, on_any: Callable[[], None]) -> None:
+    Addresses are listened to only where somebody follows them: a portal of a fixed address needs no news of it.
+    """
+
+    def __init__(self, on_device: OnDevice, on_any: Callable[[], None], *, addresses: bool) -> None:
         self._on_device = on_device
         self._on_any = on_any
+        self._listeners = {"block devices": self._listen_to_udev}
+        if addresses:
+            self._listeners["addresses"] = self._listen_to_addresses
 
     def start(self) -> None:
         """Begin to listen. The threads end with the process: there is nothing that they could leave half done."""
-        for what, listen in (("block devices", self._listen_to_udev), ("addresses", self._listen_to_addresses)):
+        for what, listen in self._listeners.items():
             threading.Thread(
                 target=self._keep_listening, args=(what, listen), name=f"watch {what}", daemon=True
             ).start()
@@ -45,7 +48,7 @@ class HostWatch:
             except ImportError as error:
                 log.warning("no news of %s on this host: %s", what, error)
                 return
-            except (OSError, NetlinkError) as error:  # a burst that did not fit into the kernel's queue, say
+            except OSError as error:  # a burst that did not fit into the kernel's queue, say
                 log.warning("news of %s was lost: %s", what, error)
                 self._on_any()
                 time.sleep(_PAUSE)
@@ -61,11 +64,17 @@ class HostWatch:
             self._on_device({device.device_node, *device.device_links, *_mapper_names(device)}, device.device_number)
 
     def _listen_to_addresses(self) -> None:
-        with IPRoute() as route:  # made in the thread that reads it: it belongs to that thread's event loop
-            route.bind(groups=RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
-            while True:
-                for _ in route.get():
-                    self._on_any()
+        from pyroute2 import IPRoute, NetlinkError
+        from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+
+        try:
+            with IPRoute() as route:  # made in the thread that reads it: it belongs to that thread's event loop
+                route.bind(groups=RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
+                while True:
+                    for _ in route.get():
+                        self._on_any()
+        except NetlinkError as error:
+            raise OSError(error.code, str(error)) from error
 
 
 def _mapper_names(device: object) -> list[str]:

@@ -1,14 +1,16 @@
-"""Where initiators log in: the portals of the configuration, and the address that one connector can reach."""
+"""Where initiators log in: the portals of the configuration, and the address that one connector can reach.
+
+pyroute2 is imported where netlink is asked: it is most of what a start of the daemon would cost, and a start with
+fixed portals asks nothing.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
-
-from pyroute2 import IPRoute, NetlinkError
 
 from volattachd.drivers.base import Portal
 from volattachd.errors import ConfigError, DriverError, InvalidInput
@@ -34,6 +36,11 @@ def resolve_portals(words: Sequence[str]) -> tuple[Portal, ...]:
     return tuple(found)
 
 
+def names_interface(words: Iterable[str]) -> bool:
+    """Whether one of the words is the name of an interface, whose addresses may come and go."""
+    return any(_fixed_portal(word) is None for word in words)
+
+
 def default_portals() -> tuple[Portal, ...]:
     """The wildcard that takes both families where there is IPv6, else the one for IPv4.
 
@@ -48,23 +55,37 @@ def default_portals() -> tuple[Portal, ...]:
 
 
 def _resolve_word(word: str) -> list[Portal]:
+    fixed = _fixed_portal(word)
+    if fixed is not None:
+        return [fixed]
+    name, port = _split(word)
+    return [Portal(address, port) for address in _addresses_of(name)]
+
+
+def _fixed_portal(word: str) -> Portal | None:
+    """The portal of an address; None for the name of an interface."""
     try:
-        return [Portal(ip_address(word), DEFAULT_PORT)]
+        return Portal(ip_address(word), DEFAULT_PORT)  # an IPv6 address without brackets has no port
     except ValueError:
-        pass
+        name, port = _split(word)
+    try:
+        return Portal(ip_address(name), port)
+    except ValueError:
+        return None
+
+
+def _split(word: str) -> tuple[str, int]:
     match = _WORD.fullmatch(word)
     port = int(match["port"] or DEFAULT_PORT) if match else 0
     if match is None or not 0 < port < 65536:
         raise ConfigError(f"target.portals: {word!r} is not an address or interface with an optional port")
-    name = match["bracketed"] or match["bare"]
-    try:
-        return [Portal(ip_address(name), port)]
-    except ValueError:
-        return [Portal(address, port) for address in _addresses_of(name)]
+    return match["bracketed"] or match["bare"], port
 
 
 def _addresses_of(interface: str) -> list[Address]:
     """The addresses of an interface that other hosts could use (no link-local ones)."""
+    from pyroute2 import IPRoute
+
     with IPRoute() as route:
         indexes = route.link_lookup(ifname=interface)
         if not indexes:
@@ -125,6 +146,8 @@ def _source_towards(peer: Address | None) -> Address | None:
 
 
 def _route_source(peer: Address) -> Address | None:
+    from pyroute2 import IPRoute, NetlinkError
+
     try:
         with IPRoute() as route:
             for message in route.route("get", dst=str(peer)):
