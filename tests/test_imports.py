@@ -38,8 +38,15 @@ LAYERS: list[tuple[str, set[str], str]] = [
 ]
 
 #: What runs on hosts without a daemon, and what it may know of the package.
-CLIENTS_HALF = {"cli", "agent", "rpc.client"}
-CLIENTS_MAY = {"", "errors", "model", "lifecycle", "rpc", "rpc.client", "rpc.methods", "rpc.strictjson", "rpc.framing"}
+CLIENTS_HALF = {
+    "cli",
+    "agent",
+    *(
+        f"rpc.{name}"
+        for name in ("aio", "calls", "client", "connection", "exchange", "results", "ssh", "transport", "unix")
+    ),
+}
+CLIENTS_MAY = {"", "errors", "model", "lifecycle", "rpc", "rpc.methods", "rpc.strictjson", "rpc.framing"}
 
 #: The method table is data about the calls: documentation, clients and the service may all read it.
 DATA = {"rpc.methods", "rpc.strictjson", "rpc"}

@@ -79,7 +79,8 @@ def test_every_make_target_that_is_named_is_there(name: str) -> None:
 @EVERY_PAGE
 def test_every_command_and_call_that_is_typed_is_there(name: str) -> None:
     commands = {command.name for command in COMMANDS}
-    for command, word in re.findall(r"\bvolattach (?:--json )?([a-z]+)(?: ([a-z_.]+))?", code(TEXTS[name])):
+    typed = r"\bvolattach (?:--json |--(?:host|socket) \S+ )?([a-z][a-z-]*)(?: ([a-z_.]+))?"
+    for command, word in re.findall(typed, code(TEXTS[name])):
         assert command in commands, command
         assert command != "call" or not word or word in BY_NAME, word
 

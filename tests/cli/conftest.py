@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.cli.fake_daemon import FakeDaemon, serving
-from volattachd.cli import SOCKET_VARIABLE, main
+from volattachd.cli import main
+from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE
 
 
 class Ran(NamedTuple):
@@ -26,7 +27,7 @@ Run = Callable[..., Ran]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs ``volattach`` against a daemon with a script: ``run("list", script=[result([])])``."""
-    monkeypatch.delenv(SOCKET_VARIABLE, raising=False)
+    monkeypatch.delenv(HOST_VARIABLE, raising=False)
     monkeypatch.setenv("TZ", "UTC")
     with ExitStack() as daemons:
 
@@ -34,7 +35,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             path = tmp_path / "d.sock"
             path.unlink(missing_ok=True)
             daemon: FakeDaemon = daemons.enter_context(serving(path, *(script or [])))
-            code = main(["--socket", daemon.path, *words])
+            monkeypatch.setenv(SOCKET_VARIABLE, daemon.path)
+            code = main(words)
             printed = capsys.readouterr()
             asked = [(request["method"], request["params"]) for request in daemon.requests]
             return Ran(code, printed.out, printed.err, asked)

@@ -17,7 +17,11 @@ import volattachd.cli
 from tests.cli.fake_daemon import result, serving
 
 CLI = sorted(f"volattachd.cli.{path.stem}" for path in Path(volattachd.cli.__path__[0]).glob("[a-z]*.py"))
-CLIENT_HALF = ["volattachd.errors", "volattachd.model", "volattachd.lifecycle", "volattachd.rpc.client", *CLI]
+RPC = [
+    f"volattachd.rpc.{name}"
+    for name in ("aio", "calls", "client", "connection", "exchange", "results", "ssh", "transport", "unix")
+]
+CLIENT_HALF = ["volattachd.errors", "volattachd.model", "volattachd.lifecycle", *RPC, *CLI]
 
 ALLOWED = {
     "volattachd",
@@ -26,10 +30,10 @@ ALLOWED = {
     "volattachd.lifecycle",
     "volattachd.model",
     "volattachd.rpc",
-    "volattachd.rpc.client",
     "volattachd.rpc.framing",
     "volattachd.rpc.methods",
     "volattachd.rpc.strictjson",
+    *RPC,
     *CLI,
 }
 

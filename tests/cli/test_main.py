@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -12,9 +13,10 @@ import pytest
 from tests.cli.conftest import Run
 from tests.cli.fake_daemon import failure, result, serving
 from volattachd import __version__
-from volattachd.cli import SOCKET_VARIABLE, main
+from volattachd.cli import main
 from volattachd.cli.commands import COMMANDS, Command
 from volattachd.cli.exits import EXITS
+from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE
 from volattachd.errors import VolattachError, kinds
 
 PROGRAM = [sys.executable, "-m", "volattachd.cli"]
@@ -73,7 +75,7 @@ def test_nothing_in_an_error_reaches_the_terminal_as_a_control(run: Run) -> None
 
 def test_a_daemon_that_is_not_there_is_code_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--socket", str(tmp_path / "none"), "list"]) == 8
-    assert "systemctl start" in capsys.readouterr().err
+    assert "try: start volattachd on this host as root, or name its socket\n" in capsys.readouterr().err
 
 
 def test_no_answer_in_time_is_code_7(run: Run) -> None:
@@ -124,6 +126,53 @@ def test_the_secret_is_masked_unless_it_is_asked_for(run: Run) -> None:
     assert "hunter2" not in run(*call, script=[reply]).out
     assert "hunter2" in run(*call, "--show-secret", script=[reply]).out
     assert "hunter2" in run(*call, "--json", script=[reply]).out
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_options_may_stand_between_the_words_of_a_command(run: Run, place: int) -> None:
+    words = ["initialize_connection", "volume=v", 'connector={"initiator":"iqn.2026-11.com.example:a"}']
+    words.insert(place, "--show-secret")
+    ran = run("call", *words, script=[result({"driver_volume_type": "iscsi", "data": {"auth_password": "hunter2"}})])
+    assert "hunter2" in ran.out
+    assert ran.asked == [
+        ("initialize_connection", {"volume": "v", "connector": {"initiator": "iqn.2026-11.com.example:a"}})
+    ]
+
+
+def test_every_option_and_word_may_change_places(run: Run) -> None:
+    for words in itertools.permutations(["--multiattach", "v", "/dev/x", "--read-only"]):
+        if words.index("v") < words.index("/dev/x"):
+            ran = run("register", *words, script=[result({})])
+            assert ran.asked == [
+                ("register_volume", {"volume": "v", "path": "/dev/x", "multiattach": True, "read_only": True})
+            ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--host storage1 list",
+        "--host ssh:// list",
+        "--host ssh://-oProxyCommand=x list",
+        "--host ssh://a:0 list",
+        "--host ssh://a --socket /s list",
+    ],
+)
+def test_a_host_that_can_be_none_is_a_wrong_command_line(run: Run, line: str) -> None:
+    ran = run(*line.split())
+    assert ran.code == 2
+    assert ran.err.startswith("volattach: --host") and "\ntry: " in ran.err
+
+
+def test_a_host_may_come_from_the_environment_and_the_command_line_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOST_VARIABLE, "storage1")
+    monkeypatch.setenv(SOCKET_VARIABLE, "/nowhere")
+    assert main(["list"]) == 2
+    assert f"volattach: {HOST_VARIABLE}: 'storage1' is not ssh://" in capsys.readouterr().err
+    with serving(tmp_path / "d.sock", result([])) as daemon:
+        assert main(["list", "--socket", daemon.path]) == 0
 
 
 def test_help_has_every_command_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

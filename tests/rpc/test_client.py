@@ -1,19 +1,32 @@
+"""The typed client, blocking and asyncio alike: what it sends, what it sends again, and what it never does."""
+
 from __future__ import annotations
 
-import grp
-import os
+import asyncio
+import inspect
+import json
+import re
 import socket
-import subprocess
-import sys
-import time
+import threading
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 
 from tests.cli.fake_daemon import failure, result, serving
-from volattachd.errors import Busy, InvalidVolume, VolattachError, kinds
-from volattachd.rpc.client import AccessRefused, BadAnswer, Client, NoAnswer, RemoteError, Unreachable
+from tests.support import PATIENCE, Rig
+from tests.support import serving as served
+from volattachd.errors import Busy, InvalidVolume
+from volattachd.rpc import aio, calls, client, results
+from volattachd.rpc.calls import Call, Tries
+from volattachd.rpc.exchange import AccessRefused, BadAnswer, NoAnswer, Unreachable
+from volattachd.rpc.methods import METHODS, Method, Schema
+
+ID = "00000000-0000-4000-8000-000000000001"
+PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", type(None): "null"}
+NAMES = {method.name: method.name.removeprefix("rpc.") for method in METHODS}
 
 
 @pytest.fixture
@@ -21,263 +34,381 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "d.sock"
 
 
-def test_a_call_gives_its_result(path: Path) -> None:
-    with serving(path, result({"volume": "vol-1"})) as daemon, Client(daemon.path) as client:
-        assert client.call("show_volume", {"volume": "vol-1"}) == {"volume": "vol-1"}
+class Waiting:
+    """The asyncio client, used as the blocking one is: every test below runs against both."""
+
+    def __init__(self, address: str, timeout: float = 60.0) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client = self._loop.run_until_complete(self._made(address, timeout))
+
+    async def _made(self, address: str, timeout: float) -> aio.Client:
+        return aio.Client(address, timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._loop.close()
+
+
+@pytest.fixture(params=[client.Client, Waiting], ids=["blocking", "asyncio"])
+def made(request: pytest.FixtureRequest) -> Any:
+    """A client's class."""
+    return request.param
+
+
+# The calls are the table's.
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_call_of_the_table_is_a_method_with_its_parameters(method: Method) -> None:
+    build = getattr(calls, NAMES[method.name])
+    given = inspect.signature(build).parameters
+    assert [(p.name, p.required) for p in method.params] == [(p.name, p.default is p.empty) for p in given.values()]
+    assert all(p.default is None for p in given.values() if p.default is not p.empty), "what is left out is not sent"
+    for cls in (client.Client, aio.Client):
+        assert list(inspect.signature(getattr(cls, NAMES[method.name])).parameters) == list(given)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_call_sends_the_method_and_every_parameter_by_its_name(method: Method) -> None:
+    given = {param.name: object() for param in method.params}
+    call = getattr(calls, NAMES[method.name])(**given)
+    assert (call.method, call.params) == (method.name, given)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_type_of_a_result_is_what_its_schema_says(method: Method) -> None:
+    hints = get_type_hints(getattr(calls, NAMES[method.name]), {**vars(calls), "results": results})
+    (promised,) = get_args(hints["return"])
+    assert fits(promised, method.result), f"{promised} is not {method.result}"
+
+
+def fits(hint: Any, schema: Schema) -> bool:
+    """Whether a type says what a schema says, members and all."""
+    if is_typeddict(hint):
+        members, properties = get_type_hints(hint), schema.get("properties", {})
+        return members.keys() == properties.keys() and all(fits(members[name], properties[name]) for name in members)
+    if get_origin(hint) is Literal:
+        return bool(list(get_args(hint)) == schema["enum"])
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [{"type": kind} for kind in schema["type"]] if isinstance(schema["type"], list) else []
+        return len(kinds) == len(get_args(hint)) and all(map(fits, get_args(hint), kinds))
+    if get_origin(hint) is list:
+        return schema["type"] == "array" and fits(get_args(hint)[0], schema["items"])
+    plain: dict[Any, str] = {
+        str: "string",
+        int: "integer",
+        float: "number",
+        bool: "boolean",
+        dict: "object",
+        type(None): "null",
+    }
+    return "enum" not in schema and bool(schema["type"] == plain[get_origin(hint) or hint])
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_call_that_changes_something_is_sent_again_only_with_an_attachments_id(method: Method) -> None:
+    def again(**more: Any) -> bool:
+        required = {param.name: "x" for param in method.params if param.required}
+        return bool(getattr(calls, NAMES[method.name])(**required, **more).again)
+
+    takes_id = any(param.name == "attachment_id" for param in method.params)
+    if not method.changes:
+        assert again() is not (method.of_connection or method.name == "backup_journal")
+    elif takes_id:
+        assert again(attachment_id=ID)
+        assert again() is (method.name == "reserve_volume"), "which picks an id itself"
+    else:
+        assert not again()
+
+
+def test_a_dry_run_changes_nothing_and_may_be_sent_again() -> None:
+    assert calls.reconcile(dry_run=True).again
+    assert not calls.reconcile(dry_run=False).again
+
+
+def test_reserve_picks_an_id_where_none_is_given(path: Path, made: Any) -> None:
+    with serving(path, result({}), result({})) as daemon, made(daemon.path) as one:
+        one.reserve_volume("vol-1")
+        one.reserve_volume("vol-1")
+    first, second = (request["params"]["attachment_id"] for request in daemon.requests)
+    assert first != second
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", first)
+
+
+# Connections and tries.
+
+
+def test_a_call_is_typed_and_gives_its_result(path: Path, made: Any) -> None:
+    with serving(path, result({"volume": "vol-1"})) as daemon, made(daemon.path) as one:
+        assert one.show_volume("vol-1") == {"volume": "vol-1"}
     assert daemon.requests == [{"jsonrpc": "2.0", "id": 1, "method": "show_volume", "params": {"volume": "vol-1"}}]
 
 
-def test_a_null_is_a_result_like_any_other(path: Path) -> None:
-    with serving(path, result(None)) as daemon, Client(daemon.path) as client:
-        assert client.call("get_status") is None
-
-
-def test_one_connection_serves_many_calls_with_rising_ids(path: Path) -> None:
-    with serving(path, *[result(n) for n in range(5)]) as daemon, Client(daemon.path) as client:
-        assert [client.call("list_volumes") for _ in range(5)] == list(range(5))
-    assert [request["id"] for request in daemon.requests] == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
-def test_every_error_of_the_daemon_is_raised_as_its_class(path: Path, kind: type[VolattachError]) -> None:
-    data = {"kind": kind.__name__, "retriable": kind.retriable, "correction": "do this", "candidates": ["a"]}
-    reply = failure(kind.code, "cannot", **data)
-    with serving(path, reply) as daemon, Client(daemon.path) as client, pytest.raises(kind) as caught:
-        client.call("attach", {"volume": "v"})
-    assert type(caught.value) is kind
-    assert caught.value.message == "cannot"
-    assert caught.value.correction == "do this"
-    assert caught.value.details == {"candidates": ["a"]}
-
-
-def test_details_may_have_any_name(path: Path) -> None:
-    data = {"message": "other", "self": 1, "correction": 5}
-    reply = {"error": {"code": 1003, "message": "cannot", "data": data}}
-    with serving(path, reply) as daemon, Client(daemon.path) as client, pytest.raises(InvalidVolume) as caught:
-        client.call("attach")
-    assert caught.value.message == "cannot"
-    assert caught.value.correction is None
-    assert caught.value.details == {"message": "other", "self": 1}
-
-
-@pytest.mark.parametrize("data", [None, "text", 5, []])
-def test_an_errors_data_may_be_anything(path: Path, data: Any) -> None:
-    reply = {"error": {"code": 1009, "message": "busy", "data": data}}
-    with serving(path, reply) as daemon, Client(daemon.path) as client, pytest.raises(Busy) as caught:
-        client.call("attach")
-    assert caught.value.details == {}
-
-
-@pytest.mark.parametrize("code", [-32700, -32600, -32601, -32603, -32000, 4711])
-def test_a_code_without_a_class_is_a_remote_error(path: Path, code: int) -> None:
-    reply = failure(code, "it went wrong", detail="x")
-    with serving(path, reply) as daemon, Client(daemon.path) as client, pytest.raises(RemoteError) as caught:
-        client.call("attach")
-    assert (caught.value.code, caught.value.data) == (code, {"detail": "x"})
-    assert str(caught.value) == f"it went wrong ({code})"
-
-
-def test_after_an_error_the_connection_serves_the_next_call(path: Path) -> None:
-    with serving(path, failure(1003, "cannot"), result(1)) as daemon, Client(daemon.path) as client:
-        with pytest.raises(InvalidVolume):
-            client.call("attach")
-        assert client.call("attach") == 1
-
-
-def test_many_calls_give_their_outcomes_in_order_and_raise_no_error_of_one_call(path: Path) -> None:
-    with serving(path, result(1), failure(1003, "cannot"), result(3)) as daemon, Client(daemon.path) as client:
-        first, second, third = client.call_many([("detach", {"volume": "a"}), ("detach", None), ("detach", {})])
-    assert (first, third) == (1, 3)
-    assert isinstance(second, InvalidVolume)
-
-
-def test_pipelining_never_waits_for_a_daemon_that_waits_for_its_answers_to_be_read(path: Path) -> None:
-    """More than both socket buffers hold, in both directions."""
-    answer = result("x" * 100_000)
-    with serving(path, *[answer] * 100) as daemon, Client(daemon.path, timeout=30) as client:
-        outcomes = client.call_many([("show_volume", {"volume": "y" * 20_000})] * 100)
-    assert [len(outcome) for outcome in outcomes] == [100_000] * 100
-
-
-def test_a_request_larger_than_the_window_is_sent_all_the_same(path: Path) -> None:
-    with serving(path, result(1), result(2)) as daemon, Client(daemon.path, timeout=30) as client:
-        assert client.call_many([("attach", {"a": "y" * 900_000}), ("attach", {})]) == [1, 2]
-
-
-def test_notifications_between_answers_are_passed_over(path: Path) -> None:
-    note = b'{"jsonrpc":"2.0","method":"volume_changed","params":{}}\n'
-    reply = note + note + b'{"jsonrpc":"2.0","id":1,"result":7}\n'
-    with serving(path, reply) as daemon, Client(daemon.path) as client:
-        assert client.call("get_status") == 7
+def test_a_lost_answer_is_asked_for_again_with_the_same_id_over_a_new_connection(path: Path, made: Any) -> None:
+    with serving(path, b"", result({"state": "reserved"})) as daemon, made(daemon.path) as one:
+        assert one.reserve_volume("vol-1", ttl=60) == {"state": "reserved"}
+    first, second = daemon.requests
+    assert first == second, "the whole call, its picked id included; ids count anew on a new connection"
 
 
 @pytest.mark.parametrize(
-    "reply",
+    "call",
     [
-        b"nonsense\n",
-        b"\n",
-        b"[]\n",
-        b'{"id":1,"result":1}\n',
-        b'{"jsonrpc":"2.0","id":2,"result":1}\n',
-        b'{"jsonrpc":"2.0","id":true,"result":1}\n',
-        b'{"jsonrpc":"2.0","id":"1","result":1}\n',
-        b'{"jsonrpc":"2.0","result":1}\n',
-        b'{"jsonrpc":"2.0","id":1}\n',
-        b'{"jsonrpc":"2.0","id":1,"error":"x"}\n',
-        b'{"jsonrpc":"2.0","id":1,"error":{"code":"1","message":"x"}}\n',
-        b'{"jsonrpc":"2.0","id":1,"error":{"code":true,"message":"x"}}\n',
-        b'{"jsonrpc":"2.0","id":1,"error":{"code":1003}}\n',
-        b'{"jsonrpc":"2.0","id":1,"result":1,"result":2}\n',
-        b'{"jsonrpc":"2.0","id":1,"result":NaN}\n',
-        b"HTTP/1.1 400 Bad Request\r\n",
+        calls.detach("vol-1"),
+        calls.unregister_volume("vol-1"),
+        calls.reconcile(),
+        calls.backup_journal("/x"),
+        calls.subscribe(),
     ],
+    ids=lambda call: call.method,
 )
-def test_what_is_no_answer_to_the_call_ends_the_connection(path: Path, reply: bytes) -> None:
-    with serving(path, reply) as daemon, Client(daemon.path) as client:
-        with pytest.raises(BadAnswer, match="does not answer as volattachd"):
-            client.call("get_status")
-        with pytest.raises(Unreachable, match="closed"):
-            client.call("get_status")
-
-
-def test_an_answer_may_nest_deeper_than_a_request(path: Path) -> None:
-    deep: Any = 1
-    for _ in range(40):
-        deep = [deep]
-    with serving(path, result(deep)) as daemon, Client(daemon.path) as client:
-        assert client.call("list_attachments") == deep
-
-
-def test_an_answer_without_end_is_not_held_for_ever(path: Path) -> None:
-    with serving(path, b"x" * 300_000) as daemon, Client(daemon.path, max_answer=100_000) as client:
-        with pytest.raises(BadAnswer, match="longer than 100000 bytes"):
-            client.call("list_volumes")
-        with pytest.raises(Unreachable, match="closed"):
-            client.call("list_volumes")
-
-
-def test_an_error_of_the_connection_is_raised_and_ends_it(path: Path) -> None:
-    """The daemon refuses a connection, or a stream, with an error that carries no id."""
-    reply = b'{"jsonrpc":"2.0","id":null,"error":{"code":1009,"message":"too many connections"}}\n'
-    with serving(path, reply) as daemon, Client(daemon.path) as client:
-        with pytest.raises(Busy, match="too many connections"):
-            client.call_many([("get_status", None), ("get_status", None)])
-        with pytest.raises(Unreachable, match="closed"):
-            client.call("get_status")
-
-
-def test_a_refusal_is_read_even_where_the_daemon_hung_up_before_the_call_was_sent(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        client = Client(str(path))
-        client._connected()
-        connection, _ = listener.accept()
-        connection.sendall(b'{"jsonrpc":"2.0","id":null,"error":{"code":1009,"message":"full"}}\n')
-        connection.close()
-        with pytest.raises(Busy, match="full"):
-            client.call("get_status")
-
-
-def test_a_daemon_that_does_not_answer_in_time_is_told_with_what_to_do(path: Path) -> None:
-    with serving(path, None) as daemon, Client(daemon.path, timeout=0.1) as client:
-        begun = time.monotonic()
-        with pytest.raises(NoAnswer, match=r"no answer within 0\.1 s") as caught:
-            client.call("attach")
-        assert time.monotonic() - begun < 5
-        assert caught.value.correction == "send the call again: every call is idempotent"
-
-
-def test_a_late_answer_never_meets_the_next_call(path: Path) -> None:
-    with serving(path, None) as daemon, Client(daemon.path, timeout=0.1) as client:
+def test_what_could_have_a_second_effect_is_never_sent_again(path: Path, made: Any, call: Call[Any]) -> None:
+    with serving(path, b"", result(1)) as daemon, made(daemon.path) as one:
         with pytest.raises(NoAnswer):
-            client.call("attach")
-        with pytest.raises(Unreachable, match="closed") as caught:
-            client.call("attach")
-        assert not isinstance(caught.value, NoAnswer)
+            one.run(call)
+        assert len(daemon.requests) == 1
 
 
-def test_the_timeout_is_for_the_whole_answer_and_not_for_each_piece(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        client = Client(str(path), timeout=0.3)
-        client._connected()
-        connection, _ = listener.accept()
-        drip = subprocess.Popen(
-            [sys.executable, "-c", "import os, time\nfor _ in range(100): os.write(1, b'x'); time.sleep(0.05)"],
-            stdout=connection.fileno(),
-            stderr=subprocess.DEVNULL,
-        )
-        begun = time.monotonic()
+def test_a_call_by_its_name_is_sent_once(path: Path, made: Any) -> None:
+    with serving(path, b"", result(1)) as daemon, made(daemon.path) as one:
         with pytest.raises(NoAnswer):
-            client.call("get_status")
-        assert time.monotonic() - begun < 3
-        drip.kill()
-        drip.wait()
-        connection.close()
+            one.call("list_volumes")
+        assert one.call("list_volumes") == 1, "and the next one has a new connection"
 
 
-@pytest.mark.parametrize("reply", [b"", b'{"jsonrpc":"2.0","id":1'])
-def test_a_daemon_that_hangs_up_gives_no_answer(path: Path, reply: bytes) -> None:
-    script = [reply] if reply else []
-    with serving(path, *script) as daemon, Client(daemon.path, 1) as client, pytest.raises(NoAnswer):
-        client.call("attach")
+@pytest.mark.parametrize(("code", "kind"), [(1003, InvalidVolume), (1009, Busy)])
+def test_an_error_that_the_daemon_answered_is_final(path: Path, made: Any, code: int, kind: type[Exception]) -> None:
+    with serving(path, failure(code, "no", retriable=True), result(1)) as daemon, made(daemon.path) as one:
+        with pytest.raises(kind):
+            one.show_volume("vol-1")
+        assert len(daemon.requests) == 1
 
 
-def test_a_socket_that_is_not_there_is_told_with_how_to_start_the_daemon(path: Path) -> None:
-    with pytest.raises(Unreachable, match="No such file or directory") as caught:
-        Client(str(path)).call("get_status")
-    assert "systemctl start" in str(caught.value.correction)
-    assert str(path) in caught.value.message
+def test_what_is_no_answer_is_not_sent_again_and_the_next_call_has_a_new_connection(path: Path, made: Any) -> None:
+    with serving(path, b"nonsense\n" + b"{}\n", result([])) as daemon, made(daemon.path) as one:
+        with pytest.raises(BadAnswer):
+            one.list_volumes()
+        assert one.list_volumes() == []
 
 
-def test_a_socket_that_nobody_serves_is_unreachable(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as left_behind:
-        left_behind.bind(str(path))
-        with pytest.raises(Unreachable, match="refused"):
-            Client(str(path)).call("get_status")
+def test_a_late_answer_meets_no_later_call(path: Path, made: Any) -> None:
+    """The first connection is left with its answer on the way."""
+    with listening(path) as listener, made(str(path), 0.2) as one:
+        with pytest.raises(NoAnswer, match=r"within 0\.2 s"):
+            one.list_volumes()
+        late, _ = listener.accept()
+        later = threading.Thread(target=answer_one, args=(listener, ["new"]))
+        later.start()
+        with late:
+            late.recv(65536)
+            with pytest.raises(BrokenPipeError):
+                while True:
+                    late.sendall(b'{"jsonrpc":"2.0","id":1,"result":["old"]}\n')
+        assert one.run(calls.list_volumes(), PATIENCE) == ["new"]
+        later.join(PATIENCE)
 
 
-@pytest.mark.parametrize("name", ["/dev/null/x", "/" + "x" * 200, "a\0b", "/"])
-def test_a_path_that_can_be_no_socket_is_unreachable(name: str) -> None:
-    with pytest.raises(Unreachable, match="cannot reach the daemon"):
-        Client(name).call("get_status")
+def test_a_daemon_that_was_never_there_is_told_at_once(path: Path, made: Any) -> None:
+    with made(str(path), 1e5) as one, pytest.raises(Unreachable, match="No such file"):
+        one.list_volumes()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root may become a user whom the permissions keep out")
-def test_a_socket_that_may_not_be_opened_names_its_group(path: Path) -> None:
-    group = grp.getgrgid(os.getgid()).gr_name
-    program = (
-        "import os, socket\n"
-        "from volattachd.rpc.client import AccessRefused, Client\n"
-        "os.chdir('/'); os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        f"try: Client({str(path)!r}).call('get_status')\n"
-        "except AccessRefused as error: print(error.correction)\n"
-    )
-    for directory in [path.parent, *path.parent.parents][:-2]:
-        os.chmod(directory, 0o711)
-    with serving(path):
-        os.chmod(path, 0o660)
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert group in done.stdout, done.stderr
-    assert issubclass(AccessRefused, Unreachable)
+def test_a_daemon_that_restarts_is_waited_for_by_who_knew_it(path: Path, made: Any) -> None:
+    with made(str(path), PATIENCE) as one:
+        first = answering(path, [])
+        assert one.list_volumes() == []
+        first.join(PATIENCE)
+        path.unlink()
+        back = threading.Timer(0.2, lambda: answering(path, {"volume": "vol-1"}))
+        back.start()
+        assert one.unregister_volume("vol-1") == {"volume": "vol-1"}, "it was not sent before: any call may wait"
+        back.join(PATIENCE)
 
 
-def test_a_full_backlog_is_waited_for_and_then_told(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
+def test_a_closed_client_stays_closed(path: Path, made: Any) -> None:
+    with serving(path, result([])) as daemon, made(daemon.path) as one:
+        one.list_volumes()
+        one.close()
+        with pytest.raises(Unreachable, match="this client is closed"):
+            one.list_volumes()
+
+
+def listening(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    listener.settimeout(PATIENCE)
+    return listener
+
+
+def answering(path: Path, value: Any) -> threading.Thread:
+    """A daemon that answers one call and ends; it listens when this returns."""
+    listener = listening(path)
+
+    def body() -> None:
+        with listener:
+            answer_one(listener, value)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    return thread
+
+
+def answer_one(listener: socket.socket, value: Any) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        asked = json.loads(connection.recv(65536))
+        connection.sendall(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": value}).encode() + b"\n")
+
+
+# The decision about another try, with time standing still.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("error", [Unreachable("x"), AccessRefused("x"), NoAnswer("x")], ids=lambda e: type(e).__name__)
+def test_every_case_of_another_try(known: bool, again: bool, error: Unreachable) -> None:
+    tries = Tries(Call("x", again, {}), 10, known, Clock())
+    follows = {"Unreachable": known, "AccessRefused": False, "NoAnswer": again}[type(error).__name__]
+    if follows:
+        assert tries.pause_after(error) > 0
+    else:
+        with pytest.raises(type(error)) as caught:
+            tries.pause_after(error)
+        assert caught.value is error
+
+
+def test_the_tries_of_one_call_end_with_its_time() -> None:
+    clock = Clock()
+    tries = Tries(Call("x", True, {}), 10, True, clock)
+    pauses = []
+    with pytest.raises(NoAnswer):
+        while True:
+            pauses.append(tries.pause_after(NoAnswer("x")))
+            clock.now += pauses[-1]
+            assert tries.left() == 10 - clock.now
+    assert sum(pauses) < 10
+    assert pauses[:5] == [0.05, 0.1, 0.2, 0.4, 0.8] and max(pauses) == 1
+
+
+# asyncio's own.
+
+
+def test_calls_of_several_tasks_go_one_after_the_other(path: Path) -> None:
+    async def body() -> list[Any]:
+        async with aio.Client(daemon.path) as one:
+            return await asyncio.gather(*(one.show_volume(f"vol-{n}") for n in range(20)))
+
+    with serving(path, *[result(n) for n in range(20)]) as daemon:
+        assert asyncio.run(body()) == list(range(20))
+    assert [request["params"]["volume"] for request in daemon.requests] == [f"vol-{n}" for n in range(20)]
+
+
+def test_a_cancelled_call_ends_its_connection(path: Path) -> None:
+    async def body() -> Any:
+        async with aio.Client(daemon.path) as one:
+            waiting = asyncio.ensure_future(one.list_volumes())
+            while not daemon.requests:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert one._connection.closed
+            return True
+
+    with serving(path, None) as daemon:
+        assert asyncio.run(body())
+
+
+def test_a_cancelled_dial_leaves_no_connection(path: Path) -> None:
+    """The listener's queue is full: the dial is on its way when it is cancelled."""
+
+    async def body() -> None:
+        async with aio.Client(str(path), PATIENCE) as one:
+            waiting = asyncio.ensure_future(one.list_volumes())
+            await asyncio.sleep(0.1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(str(path))
         listener.listen(0)
-        waiting = [Client(str(path), timeout=0.1) for _ in range(3)]
-        with pytest.raises(Unreachable, match="too many clients wait"):
-            for client in waiting:
-                client._connected()
+        first.connect(str(path))
+        runner = threading.Thread(target=asyncio.run, args=(body(),))
+        runner.start()
+        runner.join(0.3)
+        listener.settimeout(PATIENCE)
+        listener.accept()[0].close()
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(PATIENCE)
+            assert connection.recv(1) == b"", "what was dialled too late is closed again"
+        runner.join(PATIENCE)
+        assert not runner.is_alive()
 
 
-def test_a_closed_client_stays_closed(path: Path) -> None:
-    with serving(path, result(1)) as daemon:
-        with Client(daemon.path) as client:
-            client.call("get_status")
-        client.close()
-        with pytest.raises(Unreachable, match="this client is closed"):
-            client.call("get_status")
+# Against the real daemon's half.
+
+
+@pytest.fixture
+def address(tmp_path: Path, path: Path) -> Iterator[str]:
+    rig = Rig(tmp_path)
+    rig.register("vol-1")
+    with served(path, rig.service):
+        yield str(path)
+
+
+def test_the_whole_life_of_an_attachment(address: str, made: Any) -> None:
+    connector = {"initiator": "iqn.2026-11.org.example:host-a", "ip": "127.0.0.1", "host": "host-a"}
+    with made(address, PATIENCE) as one:
+        at = {"volume": "vol-1", "attachment_id": one.reserve_volume("vol-1")["attachment_id"]}
+        assert one.initialize_connection(**at, connector=connector)["driver_volume_type"] == "iscsi"
+        assert one.attach(**at, host_name="host-a")["state"] == "attached"
+        assert one.roll_detaching(**at)["state"] == "attached"
+        assert one.begin_detaching(**at)["state"] == "detaching"
+        assert one.terminate_connection(**at, connector=connector)["state"] == "disconnected"
+        assert one.detach(**at)["status"] == "available"
+        assert one.unreserve_volume("vol-1")["status"] == "available"
+        assert [row["call"] for row in one.get_history("vol-1", limit=1)] == ["detach"]
+        assert one.discover()["openrpc"]
+
+
+def test_notifications_come_after_subscribe(address: str, made: Any) -> None:
+    with made(address, PATIENCE) as one, client.Client(address) as other:
+        seq = one.subscribe()["since"]
+        other.reserve_volume("vol-1")
+        told = one.notification(PATIENCE)
+        assert (told.method, told.params["seq"], told.params["call"]) == ("volume_changed", seq + 1, "reserve_volume")
+        assert one.unsubscribe() == {"subscribed": True}, "over the connection that subscribed"
+
+
+def test_no_notification_in_time_is_no_answer(address: str, made: Any) -> None:
+    with made(address) as one:
+        one.subscribe()
+        with pytest.raises(NoAnswer, match="within"):
+            one.notification(0.05)
+
+
+def typed(one: client.Client) -> int:
+    """Read by mypy alone: the methods have types."""
+    volume: results.Volume = one.show_volume("vol-1")
+    build: Callable[..., Call[results.Volume]] = calls.show_volume
+    one.show_volume()  # type: ignore[call-arg]
+    one.show_volume(volume=1)  # type: ignore[arg-type]
+    return volume["size"] + len(build("vol-1").params)

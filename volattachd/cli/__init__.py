@@ -10,25 +10,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
 
-from volattachd import __version__
 from volattachd.cli import exits
-from volattachd.cli.commands import COMMANDS, Outcome, wrong
+from volattachd.cli.commands import Outcome, wrong
+from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE, build_parser, defaults
 from volattachd.cli.rendering import machine, render, text
 from volattachd.errors import VolattachError
-from volattachd.rpc.client import DEFAULT_SOCKET, DEFAULT_TIMEOUT, Client, ClientError
-
-SOCKET_VARIABLE = "VOLATTACHD_SOCKET"
-
-_EPILOG = f"""\
-exit codes:
-{exits.table()}
-
-environment:
-  {SOCKET_VARIABLE}  the daemon's socket, where --socket is not given
-
-The output is plain text without colour (NO_COLOR or not); for programs there is --json."""
+from volattachd.rpc.client import DEFAULT_SOCKET, Client, ClientError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,51 +46,32 @@ def _command(argv: Sequence[str]) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse that reports as every other error of the command is reported."""
-
-    def error(self, message: str) -> NoReturn:
-        raise exits.UsageError(message, f"{self.prog} --help")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     _check_utf8(argv)
-    shared = _shared_options()
-    parser = _Parser(
-        prog="volattach",
-        description="Attach and detach volumes: the command line of volattachd.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
-        allow_abbrev=False,  # a script's abbreviation would break with the next option that begins like it
-    )
-    parser.add_argument("--version", action="version", version=f"volattach {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    for command in COMMANDS:
-        options = commands.add_parser(command.name, help=command.help, parents=[shared], allow_abbrev=False)
-        options.set_defaults(run=command.run)
-        command.options(options)
-    socket_path = os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
-    defaults = argparse.Namespace(json=False, socket=socket_path, timeout=DEFAULT_TIMEOUT, show_secret=False)
-    return parser.parse_args(argv, defaults)
+    args = build_parser().parse_args(argv, defaults())
+    args.address = _address(args)
+    return args
 
 
-def _shared_options() -> _Parser:
-    """The options that may stand before the command or after it."""
-    shared = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    shared.add_argument("--socket", metavar="PATH", help=f"the daemon's socket (default: {DEFAULT_SOCKET})")
-    shared.add_argument("--json", action="store_true", help="print exactly the result, as a line of JSON")
-    allowance = f"how long a call may take (default: {DEFAULT_TIMEOUT:g})"
-    shared.add_argument("--timeout", metavar="SECONDS", type=seconds, help=allowance)
-    return shared
+def _address(args: argparse.Namespace) -> str:
+    """Where the daemon is: what the command line says goes before the environment, and a host before a socket."""
+    if args.host and args.socket:
+        raise exits.UsageError("--host and --socket exclude each other", "--host ssh://HOST/PATH/OF/THE/SOCKET")
+    if args.host or args.socket:
+        return _host(args.host, "--host") if args.host else str(args.socket)
+    if host := os.environ.get(HOST_VARIABLE):
+        return _host(host, HOST_VARIABLE)
+    return os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
 
 
-def seconds(word: str) -> float:
-    """A time-out of the command line."""
-    value = float(word)
-    if not 0 < value < 1e6:
-        raise ValueError
-    return value
+def _host(address: str, source: str) -> str:
+    from volattachd.rpc import ssh
+
+    try:
+        ssh.parse_address(address)
+    except ValueError as error:
+        raise exits.UsageError(f"{source}: {error}", "ssh://storage1, say, or ssh://ops@storage1:2222") from None
+    return address
 
 
 def _check_utf8(argv: Sequence[str]) -> None:
@@ -116,7 +85,7 @@ def _check_utf8(argv: Sequence[str]) -> None:
 
 def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
     """What the command gets: mostly one outcome, or one after the other for as long as it runs."""
-    with Client(args.socket, args.timeout) as client:
+    with Client(args.address, args.timeout) as client:
         got: Outcome | Iterator[Outcome] = args.run(client, args)
         yield from (got,) if isinstance(got, Outcome) else got
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from volattachd.cli.exits import UsageError
 from volattachd.errors import AttachmentNotFound, VolumeNotFound
 from volattachd.rpc.client import Client
 
@@ -69,9 +70,8 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _register(client: Client, args: argparse.Namespace) -> Outcome:
-    path = os.path.join(os.getcwd(), args.path)  # which leaves an absolute path as it is
     options = {"multiattach": args.multiattach or None, "read_only": args.read_only or None}
-    return _made(client, "register_volume", volume=args.volume, path=path, **options)
+    return _made(client, "register_volume", volume=args.volume, path=_there(client, args.path), **options)
 
 
 def _volume_option(parser: argparse.ArgumentParser) -> None:
@@ -143,12 +143,26 @@ def _watch(client: Client, args: argparse.Namespace) -> Iterator[Outcome]:
     return (Outcome("volume_changed", row) for row in changes(client, args.since))
 
 
+def _dial(client: Client, _: argparse.Namespace) -> Iterator[Outcome]:
+    from volattachd.cli.relaying import relay
+
+    relay(client.address, client.timeout)
+    return iter(())
+
+
 def _backup_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a new file on the daemon's host")
 
 
 def _backup(client: Client, args: argparse.Namespace) -> Outcome:
-    return _made(client, "backup_journal", path=os.path.join(os.getcwd(), args.file))
+    return _made(client, "backup_journal", path=_there(client, args.file))
+
+
+def _there(client: Client, path: str) -> str:
+    """A path of this command line on the daemon's host: this directory is none of another host's."""
+    if client.address.startswith("ssh://") and not os.path.isabs(path):
+        raise UsageError(f"{path!r} is relative, and the daemon is on another host", "give an absolute path")
+    return os.path.join(os.getcwd(), path)  # which leaves an absolute path as it is
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -161,5 +175,6 @@ COMMANDS: tuple[Command, ...] = (
     Command("watch", "each change as it happens, until interrupted", _watch_options, _watch),
     Command("backup", "copy the journal to a new file while the daemon works", _backup_options, _backup),
     Command("status", "how the daemon is", _no_options, _status),
+    Command("dial-stdio", "pass standard input and output to the daemon: the far side of --host", _no_options, _dial),
     Command("reconcile", "make the target equal to the journal", _reconcile_options, _reconcile),
 )

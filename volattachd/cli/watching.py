@@ -64,7 +64,7 @@ def _reconnect(client: Client, seq: int) -> Client:
     """A new connection that is subscribed since ``seq``."""
     pause = _FIRST_PAUSE
     while True:
-        fresh = Client(client.socket_path, client.timeout)
+        fresh = Client(client.address, client.timeout)
         try:
             _subscribe(fresh, seq)
         except AccessRefused:
