@@ -48,7 +48,7 @@ def _command(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     _check_utf8(argv)
-    args = build_parser().parse_args(argv, defaults())
+    args = build_parser(argv).parse_args(argv, defaults())
     args.address = _address(args)
     return args
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ from volattachd.rpc.client import DEFAULT_SOCKET, DEFAULT_TIMEOUT
 
 SOCKET_VARIABLE = "VOLATTACHD_SOCKET"
 HOST_VARIABLE = "VOLATTACH_HOST"
+
+_COLUMNS = 80
 
 _EPILOG = f"""\
 exit codes:
@@ -32,6 +35,20 @@ class Parser(argparse.ArgumentParser):
         raise exits.UsageError(message, f"{self.prog} --help")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal. argparse's own way to that is made for every option, and imports four compressors."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size().columns) or _COLUMNS
+    except (ValueError, OSError):
+        return _COLUMNS
+
+
 class _Command(Parser):
     """The parser of one command. Its options may stand before, between and after its words."""
 
@@ -48,23 +65,33 @@ class _Command(Parser):
             self._mixing = False
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``volattach``."""
+def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of ``volattach``; with ``words``, one that is complete for this command line alone.
+
+    Making a command's options takes longer than all that a command does, so a start makes those of its own command.
+    """
     shared = _shared_options()
     parser = Parser(
         prog="volattach",
         description="Attach and detach volumes: the command line of volattachd.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         parents=[shared],
         allow_abbrev=False,  # a script's abbreviation would break with the next option that begins like it
     )
     parser.add_argument("--version", action="version", version=f"volattach {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True, parser_class=_Command)
+    commands = parser.add_subparsers(
+        prog="volattach", metavar="COMMAND", dest="command", required=True, parser_class=_Command
+    )
     for command in COMMANDS:
-        options = commands.add_parser(command.name, help=command.help, parents=[shared], allow_abbrev=False)
+        wanted = words is None or command.name in words
+        parents = [shared] if wanted else []
+        options = commands.add_parser(
+            command.name, help=command.help, parents=parents, allow_abbrev=False, formatter_class=_Formatter
+        )
         options.set_defaults(run=command.run)
-        command.options(options)
+        if wanted:
+            command.options(options)
     return parser
 
 
