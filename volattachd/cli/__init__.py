@@ -16,7 +16,9 @@ from volattachd.cli.commands import Outcome, wrong
 from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE, build_parser, defaults
 from volattachd.cli.rendering import machine, render, text
 from volattachd.errors import VolattachError
-from volattachd.rpc.client import DEFAULT_SOCKET, Client, ClientError
+from volattachd.rpc.connection import Connection
+from volattachd.rpc.exchange import ClientError
+from volattachd.rpc.unix import DEFAULT_SOCKET
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,8 +87,8 @@ def _check_utf8(argv: Sequence[str]) -> None:
 
 def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
     """What the command gets: mostly one outcome, or one after the other for as long as it runs."""
-    with Client(args.address, args.timeout) as client:
-        got: Outcome | Iterator[Outcome] = args.run(client, args)
+    with Connection(args.address, args.timeout) as connection:
+        got: Outcome | Iterator[Outcome] = args.run(connection, args)
         yield from (got,) if isinstance(got, Outcome) else got
 
 

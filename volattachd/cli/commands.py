@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from volattachd.cli.exits import UsageError
 from volattachd.errors import AttachmentNotFound, VolumeNotFound
-from volattachd.rpc.client import Client
+from volattachd.rpc.connection import Connection
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # compiled where it is wanted: a start is cheap without
 
@@ -28,7 +28,7 @@ class Command(NamedTuple):
     name: str
     help: str
     options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[Client, argparse.Namespace], Outcome | Iterator[Outcome]]
+    run: Callable[[Connection, argparse.Namespace], Outcome | Iterator[Outcome]]
 
 
 def wrong(outcome: Outcome) -> bool:
@@ -44,10 +44,10 @@ def _no_options(parser: argparse.ArgumentParser) -> None:
     pass
 
 
-def _made(client: Client, method: str, **params: Any) -> Outcome:
+def _made(connection: Connection, method: str, **params: Any) -> Outcome:
     """One call; a parameter that is None is left out."""
     given = {name: value for name, value in params.items() if value is not None}
-    return Outcome(method, client.call(method, given))
+    return Outcome(method, connection.call(method, given))
 
 
 def _call_options(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +56,10 @@ def _call_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--show-secret", action="store_true", help="print secrets instead of asterisks")
 
 
-def _call(client: Client, args: argparse.Namespace) -> Outcome:
+def _call(connection: Connection, args: argparse.Namespace) -> Outcome:
     from volattachd.cli import arguments  # the method table: no other command needs it, and it costs a start
 
-    return Outcome(args.method, client.call(args.method, arguments.parse(args.method, args.words)))
+    return Outcome(args.method, connection.call(args.method, arguments.parse(args.method, args.words)))
 
 
 def _register_options(parser: argparse.ArgumentParser) -> None:
@@ -69,41 +69,41 @@ def _register_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--read-only", action="store_true", help="nobody may write to it")
 
 
-def _register(client: Client, args: argparse.Namespace) -> Outcome:
+def _register(connection: Connection, args: argparse.Namespace) -> Outcome:
     options = {"multiattach": args.multiattach or None, "read_only": args.read_only or None}
-    return _made(client, "register_volume", volume=args.volume, path=_there(client, args.path), **options)
+    return _made(connection, "register_volume", volume=args.volume, path=_there(connection, args.path), **options)
 
 
 def _volume_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("volume", metavar="VOLUME")
 
 
-def _unregister(client: Client, args: argparse.Namespace) -> Outcome:
-    return _made(client, "unregister_volume", volume=args.volume)
+def _unregister(connection: Connection, args: argparse.Namespace) -> Outcome:
+    return _made(connection, "unregister_volume", volume=args.volume)
 
 
 def _list_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attachments", action="store_true", help="the attachments and not the volumes")
 
 
-def _list(client: Client, args: argparse.Namespace) -> Outcome:
-    return _made(client, "list_attachments" if args.attachments else "list_volumes")
+def _list(connection: Connection, args: argparse.Namespace) -> Outcome:
+    return _made(connection, "list_attachments" if args.attachments else "list_volumes")
 
 
 def _show_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="VOLUME|ATTACHMENT_ID")
 
 
-def _show(client: Client, args: argparse.Namespace) -> Outcome:
+def _show(connection: Connection, args: argparse.Namespace) -> Outcome:
     """A UUID may name either; the volume is the first that is asked for."""
     if not re.fullmatch(_UUID, args.name):
-        return _made(client, "show_volume", volume=args.name)
+        return _made(connection, "show_volume", volume=args.name)
     try:
-        return _made(client, "show_volume", volume=args.name)
+        return _made(connection, "show_volume", volume=args.name)
     except VolumeNotFound:
         pass
     try:
-        return _made(client, "show_attachment", attachment_id=args.name)
+        return _made(connection, "show_attachment", attachment_id=args.name)
     except AttachmentNotFound:
         message = f"there is neither a volume nor an attachment {args.name!r}"
         raise VolumeNotFound(message, "volattach list, or volattach list --attachments") from None
@@ -116,37 +116,37 @@ def _history_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=int, help="at most N rows")
 
 
-def _history(client: Client, args: argparse.Namespace) -> Outcome:
+def _history(connection: Connection, args: argparse.Namespace) -> Outcome:
     only = {"volume": args.volume, "attachment_id": args.attachment}
-    return _made(client, "get_history", **only, since=args.since, limit=args.limit)
+    return _made(connection, "get_history", **only, since=args.since, limit=args.limit)
 
 
-def _status(client: Client, _: argparse.Namespace) -> Outcome:
-    return _made(client, "get_status")
+def _status(connection: Connection, _: argparse.Namespace) -> Outcome:
+    return _made(connection, "get_status")
 
 
 def _reconcile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only tell the steps")
 
 
-def _reconcile(client: Client, args: argparse.Namespace) -> Outcome:
-    return _made(client, "reconcile", dry_run=args.dry_run or None)
+def _reconcile(connection: Connection, args: argparse.Namespace) -> Outcome:
+    return _made(connection, "reconcile", dry_run=args.dry_run or None)
 
 
 def _watch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", metavar="N", type=int, help="first everything after sequence number N")
 
 
-def _watch(client: Client, args: argparse.Namespace) -> Iterator[Outcome]:
+def _watch(connection: Connection, args: argparse.Namespace) -> Iterator[Outcome]:
     from volattachd.cli.watching import changes
 
-    return (Outcome("volume_changed", row) for row in changes(client, args.since))
+    return (Outcome("volume_changed", row) for row in changes(connection, args.since))
 
 
-def _dial(client: Client, _: argparse.Namespace) -> Iterator[Outcome]:
+def _dial(connection: Connection, _: argparse.Namespace) -> Iterator[Outcome]:
     from volattachd.cli.relaying import relay
 
-    relay(client.address, client.timeout)
+    relay(connection.address, connection.timeout)
     return iter(())
 
 
@@ -154,13 +154,13 @@ def _backup_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a new file on the daemon's host")
 
 
-def _backup(client: Client, args: argparse.Namespace) -> Outcome:
-    return _made(client, "backup_journal", path=_there(client, args.file))
+def _backup(connection: Connection, args: argparse.Namespace) -> Outcome:
+    return _made(connection, "backup_journal", path=_there(connection, args.file))
 
 
-def _there(client: Client, path: str) -> str:
+def _there(connection: Connection, path: str) -> str:
     """A path of this command line on the daemon's host: this directory is none of another host's."""
-    if client.address.startswith("ssh://") and not os.path.isabs(path):
+    if connection.address.startswith("ssh://") and not os.path.isabs(path):
         raise UsageError(f"{path!r} is relative, and the daemon is on another host", "give an absolute path")
     return os.path.join(os.getcwd(), path)  # which leaves an absolute path as it is
 

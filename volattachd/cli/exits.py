@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from volattachd import errors
-from volattachd.rpc import client
+from volattachd.rpc import exchange
 
 
 class UsageError(Exception):
@@ -43,9 +43,9 @@ EXITS: tuple[Exit, ...] = (
         ),
     ),
     Exit(5, "a value is not valid", (errors.InvalidInput,)),
-    Exit(6, "permission denied", (errors.PermissionDenied, client.AccessRefused)),
-    Exit(7, "try again: busy, target error, no answer", (errors.Busy, errors.DriverError, client.NoAnswer)),
-    Exit(8, "the daemon is unreachable", (client.Unreachable,)),
+    Exit(6, "permission denied", (errors.PermissionDenied, exchange.AccessRefused)),
+    Exit(7, "try again: busy, target error, no answer", (errors.Busy, errors.DriverError, exchange.NoAnswer)),
+    Exit(8, "the daemon is unreachable", (exchange.Unreachable,)),
     Exit(DEGRADED, "answered, and something is wrong: status degraded, or not all could be reconciled"),
     Exit(INTERRUPTED, "interrupted", (KeyboardInterrupt,)),
     Exit(BROKEN_PIPE, "the reader of the output went away", (BrokenPipeError,)),

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from volattachd import __version__
 from volattachd.cli import exits
 from volattachd.cli.commands import COMMANDS
-from volattachd.rpc.client import DEFAULT_SOCKET, DEFAULT_TIMEOUT
+from volattachd.rpc.connection import DEFAULT_TIMEOUT
+from volattachd.rpc.unix import DEFAULT_SOCKET
 
 SOCKET_VARIABLE = "VOLATTACHD_SOCKET"
 HOST_VARIABLE = "VOLATTACH_HOST"
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help as wide as the terminal. argparse's own way to that is made for every option, and imports four compressors."""
+    """Help as wide as the terminal. argparse's own asks for every option, in a way that imports four compressors."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)
@@ -102,7 +103,7 @@ def defaults() -> argparse.Namespace:
 
 def _shared_options() -> _Command:
     """The options that may stand before the command or after it."""
-    shared = _Command(add_help=False, argument_default=argparse.SUPPRESS)
+    shared = _Command(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=_Formatter)
     shared.add_argument("--host", metavar="URL", help="the daemon's host: ssh://[user@]host[:port][/socket]")
     shared.add_argument("--socket", metavar="PATH", help=f"the daemon's socket (default: {DEFAULT_SOCKET})")
     shared.add_argument("--json", action="store_true", help="print exactly the result, as a line of JSON")

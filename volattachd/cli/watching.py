@@ -14,42 +14,43 @@ from typing import Any
 
 from volattachd.cli.rendering import text
 from volattachd.errors import Busy
-from volattachd.rpc.client import AccessRefused, Client, ClientError, NoAnswer, Unreachable
+from volattachd.rpc.connection import Connection
+from volattachd.rpc.exchange import AccessRefused, ClientError, NoAnswer, Unreachable
 
 #: Pauses between tries to reach the daemon again, doubled from the first to the last, in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
 
 
-def changes(client: Client, since: int | None) -> Iterator[dict[str, Any]]:
+def changes(connection: Connection, since: int | None) -> Iterator[dict[str, Any]]:
     """Every row after ``since``, or without it every new one. Never ends by itself.
 
     Raises what the first try to subscribe raises; later ones are made again until the daemon is there.
     """
-    seq = _subscribe(client, since)
+    seq = _subscribe(connection, since)
     while True:
         try:
-            for row in _rows(client, seq):
+            for row in _rows(connection, seq):
                 seq = row["seq"]
                 yield row
         except Unreachable as error:
             print(f"volattach: {text(error.message)}; going on after {seq}", file=sys.stderr, flush=True)
-        client.close()
-        client = _reconnect(client, seq)
+        connection.close()
+        connection = _reconnect(connection, seq)
 
 
-def _subscribe(client: Client, since: int | None) -> int:
+def _subscribe(connection: Connection, since: int | None) -> int:
     """Subscribe; the answer is the number that the first row follows."""
-    answer = client.call("subscribe", {} if since is None else {"since": since})
+    answer = connection.call("subscribe", {} if since is None else {"since": since})
     if not isinstance(answer, dict) or type(answer.get("since")) is not int:
         raise ClientError("the daemon's answer to subscribe has no number", "see that both have the same version")
     number: int = answer["since"]
     return number
 
 
-def _rows(client: Client, seq: int) -> Iterator[dict[str, Any]]:
+def _rows(connection: Connection, seq: int) -> Iterator[dict[str, Any]]:
     """The rows that are sent after ``seq``. Raises Unreachable where they end."""
     while True:
-        method, params = client.notification()
+        method, params = connection.notification()
         if method == "subscription_ended":
             raise NoAnswer(f"the daemon ended the notifications: {params.get('message')}")
         if method != "volume_changed":
@@ -60,11 +61,11 @@ def _rows(client: Client, seq: int) -> Iterator[dict[str, Any]]:
         yield params
 
 
-def _reconnect(client: Client, seq: int) -> Client:
+def _reconnect(connection: Connection, seq: int) -> Connection:
     """A new connection that is subscribed since ``seq``."""
     pause = _FIRST_PAUSE
     while True:
-        fresh = Client(client.address, client.timeout)
+        fresh = Connection(connection.address, connection.timeout)
         try:
             _subscribe(fresh, seq)
         except AccessRefused:

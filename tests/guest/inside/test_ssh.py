@@ -45,7 +45,7 @@ def base() -> Path:
 
 @pytest.fixture(scope="module")
 def sshd(program: Program) -> Iterator[subprocess.Popen[bytes]]:
-    """sshd with two users: ops, in the daemon's group, and visitor, in no group but its own. Root has the key of both."""
+    """sshd with two users: ops in the daemon's group, visitor in no group but its own. Root has the key of both."""
     home, run_dir = Path("/root/.ssh"), Path("/run/sshd")
     for directory in (home, run_dir):
         directory.mkdir(mode=0o700, exist_ok=True)
