@@ -35,6 +35,8 @@ def wrong(outcome: Outcome) -> bool:
     """Whether the answer tells of something that somebody should look after."""
     if outcome.method == "get_status":
         return bool(outcome.result.get("degraded")) or not outcome.result.get("ready")
+    if outcome.method == "doctor":
+        return any(finding["level"] == "problem" for finding in outcome.result)
     if outcome.method == "reconcile":
         return any(entry.get("error") for entry in outcome.result.get("volumes") or [])
     return False
@@ -143,6 +145,12 @@ def _watch(connection: Connection, args: argparse.Namespace) -> Iterator[Outcome
     return (Outcome("volume_changed", row) for row in changes(connection, args.since))
 
 
+def _doctor(connection: Connection, _: argparse.Namespace) -> Outcome:
+    from volattachd.cli.doctor import examine
+
+    return Outcome("doctor", examine(connection))
+
+
 def _dial(connection: Connection, _: argparse.Namespace) -> Iterator[Outcome]:
     from volattachd.cli.relaying import relay
 
@@ -175,6 +183,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("watch", "each change as it happens, until interrupted", _watch_options, _watch),
     Command("backup", "copy the journal to a new file while the daemon works", _backup_options, _backup),
     Command("status", "how the daemon is", _no_options, _status),
+    Command("doctor", "look at both sides, and say what is wrong and what to do", _no_options, _doctor),
     Command("dial-stdio", "pass standard input and output to the daemon: the far side of --host", _no_options, _dial),
     Command("reconcile", "make the target equal to the journal", _reconcile_options, _reconcile),
 )

@@ -46,7 +46,7 @@ EXITS: tuple[Exit, ...] = (
     Exit(6, "permission denied", (errors.PermissionDenied, exchange.AccessRefused)),
     Exit(7, "try again: busy, target error, no answer", (errors.Busy, errors.DriverError, exchange.NoAnswer)),
     Exit(8, "the daemon is unreachable", (exchange.Unreachable,)),
-    Exit(DEGRADED, "answered, and something is wrong: status degraded, or not all could be reconciled"),
+    Exit(DEGRADED, "something is wrong: status degraded, not all could be reconciled, or doctor found a problem"),
     Exit(INTERRUPTED, "interrupted", (KeyboardInterrupt,)),
     Exit(BROKEN_PIPE, "the reader of the output went away", (BrokenPipeError,)),
 )

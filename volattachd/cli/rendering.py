@@ -178,6 +178,11 @@ def unregistered(result: Any) -> str:
     return f"unregistered {text(result.get('volume'))}; its data stays"
 
 
+def findings(result: Any) -> str:
+    """What doctor found, a line for each."""
+    return "\n".join(_finding(found) for found in _objects(result)) or "nothing was looked at"
+
+
 #: How the result of a method is shown; any other result is an outline.
 RENDERERS: dict[str, Callable[[Any], str]] = {
     "list_volumes": volumes,
@@ -197,6 +202,7 @@ RENDERERS: dict[str, Callable[[Any], str]] = {
     "volume_changed": change,
     "get_status": status,
     "reconcile": reconciliation,
+    "doctor": findings,
 }
 
 
@@ -269,6 +275,11 @@ def _history_row(row: dict[str, Any]) -> tuple[str, ...]:
 def _state(row: Any) -> str:
     """What a row of the journal says of a thing before or after: its state, or only that there is such a thing."""
     return text(row.get("state", "registered")) if isinstance(row, dict) else "none"
+
+
+def _finding(found: dict[str, Any]) -> str:
+    line = f"{text(found.get('level')):<8} {text(found.get('check'))}: {text(found.get('message'))}"
+    return f"{line}; try: {text(found['correction'])}" if found.get("correction") else line
 
 
 def _reconciled(entry: dict[str, Any]) -> list[str]:
