@@ -20,6 +20,9 @@ from volattachd.rpc.connection import Connection
 from volattachd.rpc.exchange import ClientError
 from volattachd.rpc.unix import DEFAULT_SOCKET
 
+#: What a shell sets that wants completions: see ``completion``.
+_ASKED_BY_SHELL = "_ARGCOMPLETE"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
@@ -37,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     code = exits.OK
     try:
+        if _ASKED_BY_SHELL in os.environ:
+            _answer_shell()
         args = _parse(argv)
         for outcome in _outcomes(args):
             _print(machine(outcome.result) if args.json else _rendered(outcome, args))
@@ -53,6 +58,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args = build_parser(argv).parse_args(argv, defaults())
     args.address = _address(args)
     return args
+
+
+def _answer_shell() -> None:
+    from volattachd.cli.completion import answer_shell
+
+    answer_shell(_address)
 
 
 def _address(args: argparse.Namespace) -> str:

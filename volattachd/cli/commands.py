@@ -151,6 +151,17 @@ def _doctor(connection: Connection, _: argparse.Namespace) -> Outcome:
     return Outcome("doctor", examine(connection))
 
 
+def _completion_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+
+
+def _completion(_: Connection, args: argparse.Namespace) -> Iterator[Outcome]:
+    from volattachd.cli.completion import shell_code
+
+    print(shell_code(args.shell))  # as it is: it is no result of a call
+    return iter(())
+
+
 def _dial(connection: Connection, _: argparse.Namespace) -> Iterator[Outcome]:
     from volattachd.cli.relaying import relay
 
@@ -184,6 +195,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("backup", "copy the journal to a new file while the daemon works", _backup_options, _backup),
     Command("status", "how the daemon is", _no_options, _status),
     Command("doctor", "look at both sides, and say what is wrong and what to do", _no_options, _doctor),
+    Command("completion", "print what a shell reads to complete this command", _completion_options, _completion),
     Command("dial-stdio", "pass standard input and output to the daemon: the far side of --host", _no_options, _dial),
     Command("reconcile", "make the target equal to the journal", _reconcile_options, _reconcile),
 )

@@ -66,9 +66,10 @@ class _Command(Parser):
             self._mixing = False
 
 
-def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+def build_parser(words: Sequence[str] | None = None, mixing: bool = True) -> argparse.ArgumentParser:
     """The parser of ``volattach``; with ``words``, one that is complete for this command line alone.
 
+    Without ``mixing`` it takes a command's options and words in one pass, for who wants to follow what it does.
     Making a command's options takes longer than all that a command does, so a start makes those of its own command.
     """
     shared = _shared_options()
@@ -82,7 +83,7 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"volattach {__version__}")
     commands = parser.add_subparsers(
-        prog="volattach", metavar="COMMAND", dest="command", required=True, parser_class=_Command
+        prog="volattach", metavar="COMMAND", dest="command", required=True, parser_class=_Command if mixing else Parser
     )
     for command in COMMANDS:
         wanted = words is None or command.name in words
@@ -101,7 +102,7 @@ def defaults() -> argparse.Namespace:
     return argparse.Namespace(json=False, host=None, socket=None, timeout=DEFAULT_TIMEOUT, show_secret=False)
 
 
-def _shared_options() -> _Command:
+def _shared_options() -> Any:
     """The options that may stand before the command or after it."""
     shared = _Command(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=_Formatter)
     shared.add_argument("--host", metavar="URL", help="the daemon's host: ssh://[user@]host[:port][/socket]")

@@ -1,4 +1,4 @@
-"""``volattach doctor`` on a host that is broken in one way after the other: it names what is broken, and nothing else."""
+"""``volattach doctor`` on a host that is broken in one way after the other: it names that, and nothing else."""
 
 from __future__ import annotations
 

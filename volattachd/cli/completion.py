@@ -1,0 +1,113 @@
+"""Completion for bash, zsh and fish, by argcomplete: from the parser itself, with the daemon's own names.
+
+The shell asks by running ``volattach`` with a variable set; nothing of this is imported otherwise. A daemon that cannot
+be reached, or not soon, completes nothing: a shell that waits is worse than one that knows no names.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from volattachd.cli.exits import UsageError
+from volattachd.cli.parser import build_parser, defaults
+from volattachd.errors import VolattachError
+from volattachd.rpc.connection import Connection
+from volattachd.rpc.exchange import ClientError
+
+_PATIENCE = 2.0
+#: argcomplete before 3.0 has no code for zsh of its own; zsh takes bash's.
+_ZSH_AS_BASH = "autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n"
+
+AddressOf = Callable[[argparse.Namespace], str]
+
+
+def shell_code(shell: str) -> str:
+    """The lines that a shell reads once, to ask ``volattach`` from then on."""
+    argcomplete = _argcomplete()
+    if shell == "zsh" and not _knows_zsh():
+        return _ZSH_AS_BASH + str(argcomplete.shellcode(["volattach"], True, "bash"))
+    return str(argcomplete.shellcode(["volattach"], True, shell))
+
+
+def answer_shell(address_of: AddressOf) -> None:
+    """Tells the shell what may come next, and ends the process."""
+    parser = build_parser(mixing=False)
+    _add_completers(parser, address_of)
+    _argcomplete().autocomplete(parser, always_complete_options=False)
+
+
+def _argcomplete() -> Any:
+    try:
+        import argcomplete
+    except ImportError:
+        raise UsageError(
+            "completion needs argcomplete, which is not installed",
+            "apt install python3-argcomplete, or pip install 'volattachd[completion]'",
+        ) from None
+    return argcomplete
+
+
+def _knows_zsh() -> bool:
+    from importlib import metadata
+
+    return int(metadata.version("argcomplete").partition(".")[0]) >= 3
+
+
+def _add_completers(parser: argparse.ArgumentParser, address_of: AddressOf) -> None:
+    """Gives each word that names something of the daemon a way to its names."""
+    names = {
+        "volume": _asking(address_of, _volumes),
+        "name": _asking(address_of, lambda connection: [*_volumes(connection), *_attachments(connection)]),
+        "attachment": _asking(address_of, _attachments),
+        "method": lambda **_: _methods(),
+        "words": lambda prefix, parsed_args, **_: _parameters(prefix, parsed_args, address_of),
+    }
+    for command, options in commands_of(parser).items():
+        for action in options._actions:
+            completer = names.get(action.dest)
+            if completer is not None and (command, action.dest) != ("register", "volume"):
+                action.completer = completer  # type: ignore[attr-defined]
+
+
+def commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    (found,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return found.choices
+
+
+def _asking(address_of: AddressOf, names: Callable[[Connection], Iterable[str]]) -> Callable[..., list[str]]:
+    def complete(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+        try:
+            given = argparse.Namespace(**{**vars(defaults()), **vars(parsed_args)})
+            with Connection(address_of(given), _PATIENCE) as connection:
+                return list(names(connection))
+        except (VolattachError, ClientError, UsageError):
+            return []
+
+    return complete
+
+
+def _volumes(connection: Connection) -> list[str]:
+    return [volume["volume"] for volume in connection.call("list_volumes")]
+
+
+def _attachments(connection: Connection) -> list[str]:
+    return [attachment["attachment_id"] for attachment in connection.call("list_attachments")]
+
+
+def _methods() -> list[str]:
+    from volattachd.rpc.methods import METHODS
+
+    return [method.name for method in METHODS]
+
+
+def _parameters(prefix: str, args: argparse.Namespace, address_of: AddressOf) -> list[str]:
+    """``key=`` for what the method takes, and ``volume=NAME``."""
+    from volattachd.rpc.methods import BY_NAME
+
+    if prefix.startswith("volume="):
+        return [f"volume={name}" for name in _asking(address_of, _volumes)(args)]
+    method = BY_NAME.get(args.method)
+    return [f"{param.name}=" for param in method.params] if method else []
