@@ -63,7 +63,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _answer_shell() -> None:
     from volattachd.cli.completion import answer_shell
 
-    answer_shell(_address)
+    # argcomplete reads the line by its own rules: what is not given has no default there.
+    answer_shell(
+        build_parser(mixing=False), lambda given: _address(argparse.Namespace(**vars(defaults()) | vars(given)))
+    )
 
 
 def _address(args: argparse.Namespace) -> str:

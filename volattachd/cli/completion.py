@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from volattachd.cli.exits import UsageError
-from volattachd.cli.parser import build_parser, defaults
 from volattachd.errors import VolattachError
 from volattachd.rpc.connection import Connection
 from volattachd.rpc.exchange import ClientError
@@ -31,9 +30,8 @@ def shell_code(shell: str) -> str:
     return str(argcomplete.shellcode(["volattach"], True, shell))
 
 
-def answer_shell(address_of: AddressOf) -> None:
+def answer_shell(parser: argparse.ArgumentParser, address_of: AddressOf) -> None:
     """Tells the shell what may come next, and ends the process."""
-    parser = build_parser(mixing=False)
     _add_completers(parser, address_of)
     _argcomplete().autocomplete(parser, always_complete_options=False)
 
@@ -80,8 +78,7 @@ def commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argume
 def _asking(address_of: AddressOf, names: Callable[[Connection], Iterable[str]]) -> Callable[..., list[str]]:
     def complete(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
         try:
-            given = argparse.Namespace(**{**vars(defaults()), **vars(parsed_args)})
-            with Connection(address_of(given), _PATIENCE) as connection:
+            with Connection(address_of(parsed_args), _PATIENCE) as connection:
                 return list(names(connection))
         except (VolattachError, ClientError, UsageError):
             return []
