@@ -144,6 +144,13 @@ def test_ssh_itself_takes_every_option(tmp_path: Path, monkeypatch: pytest.Monke
     }
 
 
+def test_a_host_is_known_by_the_name_that_sshs_configuration_gives_it(tmp_path: Path) -> None:
+    program(tmp_path / "near/ssh", "#!/bin/sh\necho user ops\necho hostname 10.1.2.3\necho port 22\n")
+    assert ssh.resolve("ssh://storage1") == "10.1.2.3"
+    program(tmp_path / "near/ssh", "#!/bin/sh\nexit 255\n")
+    assert ssh.resolve("ssh://storage1") == "storage1"
+
+
 @pytest.mark.parametrize("name", ["d.sock", "it's; touch x $(touch y) `touch z`.sock"])
 def test_calls_go_to_the_socket_on_the_far_side(tmp_path: Path, name: str) -> None:
     """Whatever the socket's name is, the far shell makes one word of it."""

@@ -124,7 +124,7 @@ def reachable_at(portal: str, address: str) -> str:
         return f"{'[::1]' if host == '[::]' else '127.0.0.1'}:{port}"
     from volattachd.rpc import ssh
 
-    name = ssh.parse_address(address).name
+    name = ssh.resolve(address)
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 

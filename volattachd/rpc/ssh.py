@@ -78,6 +78,17 @@ def command(host: Host, timeout: float, interactive: bool) -> list[str]:
     return [*words, *_destination(host), shlex.join(far)]
 
 
+def resolve(address: str) -> str:
+    """The name or address that ssh connects to: its configuration may know the host by another name."""
+    host = parse_address(address)
+    try:
+        done = subprocess.run(["ssh", "-G", *_destination(host)], capture_output=True, text=True, timeout=_FAREWELL)
+    except (OSError, subprocess.TimeoutExpired):
+        return host.name
+    found = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
+    return found[1] if found else host.name
+
+
 def _destination(host: Host) -> list[str]:
     """The words that name the host to ssh."""
     user = ["-l", host.user] if host.user else []

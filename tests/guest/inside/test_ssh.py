@@ -127,6 +127,20 @@ def test_the_command_line_does_the_same(program: Program, address: str, volume: 
     assert json.loads(done.stdout) == program.call("show_volume", volume=volume)
 
 
+def test_doctor_looks_at_both_sides(program: Program, address: str, host1: Initiator, volume: str) -> None:
+    """The portal, on every address of its host, is tried at the one that ssh's configuration has for the name."""
+    program.call("reserve_volume", volume=volume)
+    program.call("initialize_connection", volume=volume, connector=connector(host1.name))
+    words = [sys.executable, "-m", "volattachd.cli", "--host", address, "--json", "doctor"]
+    done = subprocess.run(words, cwd="/host/repo", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [(finding["level"], finding["check"], finding["message"]) for finding in json.loads(done.stdout)]
+    assert ("ok", "role", "this user is agent") in found
+    portals = [f"{portal} can be reached" for portal in program.call("get_status")["portals"]]
+    assert portals and [words for _, check, words in found if check == "portals"] == portals
+    assert {level for level, _, _ in found} == {"ok"}
+
+
 def test_an_agent_by_ssh_is_no_admin(address: str, volume: str) -> None:
     with Client(address) as client, pytest.raises(Exception, match="needs the role admin") as caught:
         client.unregister_volume(volume)

@@ -1,0 +1,1 @@
+"""Measurements: what things cost, for people to read. No test depends on a time."""
