@@ -92,3 +92,13 @@ def test_every_module_of_the_client_half_can_be_imported_there(alone: Path, modu
 def test_every_command_has_its_help_there(alone: Path) -> None:
     for command in re.findall(r"^    ([a-z-]+)  ", run(alone / "volattach", "--help"), re.MULTILINE):
         run(alone / "volattach", command, "--help")
+
+
+def test_the_daemon_says_there_what_it_lacks(alone: Path) -> None:
+    for words in ([alone / "volattachd"], [alone / "python", "-m", "volattachd"]):
+        done = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False, cwd="/")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(
+            r"volattachd: cannot start: the Python package \w+ is not installed\ntry: pip install volattachd .*\n",
+            done.stderr,
+        )

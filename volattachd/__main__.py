@@ -1,7 +1,20 @@
-"""``python -m volattachd``: the daemon."""
+"""``python -m volattachd``, and the command ``volattachd``: the daemon, where what it needs is installed."""
 
 import sys
 
-from volattachd.daemon import main
 
-sys.exit(main())
+def main() -> int:
+    """Runs the daemon; the answer is its exit code."""
+    try:
+        from volattachd.daemon import main as run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "volattachd":
+            raise
+        print(f"volattachd: cannot start: the Python package {error.name} is not installed", file=sys.stderr)
+        print("try: pip install volattachd (without --no-deps, which is for the client alone)", file=sys.stderr)
+        return 1
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

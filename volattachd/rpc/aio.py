@@ -13,10 +13,11 @@ Laws:
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from volattachd.rpc import calls
 from volattachd.rpc.calls import Call, Tries
@@ -25,11 +26,7 @@ from volattachd.rpc.exchange import MAX_ANSWER, Exchange, Notification, Unreacha
 from volattachd.rpc.transport import dial
 from volattachd.rpc.unix import DEFAULT_SOCKET, Link, words
 
-if TYPE_CHECKING:
-    from typing import Concatenate, ParamSpec
-
-    P = ParamSpec("P")
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _CHUNK = 64 * 1024
@@ -127,16 +124,19 @@ def _drop(dialling: asyncio.Future[Link]) -> None:
         dialling.result().close()
 
 
-def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], Awaitable[T]]:
-    """A call as a method."""
+class _Method(Generic[P, T]):
+    """A call as a method: it takes what the call takes, and gives what that answers to who awaits it."""
 
-    def method(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
-        return client.run(build(*args, **kwargs))
+    def __init__(self, build: Callable[P, Call[T]]) -> None:
+        self._build = build
+        self.__doc__ = build.__doc__
 
-    method.__name__ = method.__qualname__ = build.__name__
-    method.__doc__ = build.__doc__
-    method.__wrapped__ = build  # type: ignore[attr-defined]  # inspect and help() show what it takes
-    return method
+    def __get__(self, client: Client, owner: type[Client]) -> Callable[P, Awaitable[T]]:
+        @functools.wraps(self._build)
+        def method(*args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+            return client.run(self._build(*args, **kwargs))
+
+        return method
 
 
 class Client:
@@ -195,24 +195,24 @@ class Client:
             self._connection = Connection(self.address)
         return self._connection
 
-    reserve_volume = _method(calls.reserve_volume)
-    initialize_connection = _method(calls.initialize_connection)
-    attach = _method(calls.attach)
-    begin_detaching = _method(calls.begin_detaching)
-    terminate_connection = _method(calls.terminate_connection)
-    detach = _method(calls.detach)
-    unreserve_volume = _method(calls.unreserve_volume)
-    roll_detaching = _method(calls.roll_detaching)
-    register_volume = _method(calls.register_volume)
-    unregister_volume = _method(calls.unregister_volume)
-    list_volumes = _method(calls.list_volumes)
-    show_volume = _method(calls.show_volume)
-    list_attachments = _method(calls.list_attachments)
-    show_attachment = _method(calls.show_attachment)
-    get_history = _method(calls.get_history)
-    reconcile = _method(calls.reconcile)
-    get_status = _method(calls.get_status)
-    subscribe = _method(calls.subscribe)
-    unsubscribe = _method(calls.unsubscribe)
-    backup_journal = _method(calls.backup_journal)
-    discover = _method(calls.discover)
+    reserve_volume = _Method(calls.reserve_volume)
+    initialize_connection = _Method(calls.initialize_connection)
+    attach = _Method(calls.attach)
+    begin_detaching = _Method(calls.begin_detaching)
+    terminate_connection = _Method(calls.terminate_connection)
+    detach = _Method(calls.detach)
+    unreserve_volume = _Method(calls.unreserve_volume)
+    roll_detaching = _Method(calls.roll_detaching)
+    register_volume = _Method(calls.register_volume)
+    unregister_volume = _Method(calls.unregister_volume)
+    list_volumes = _Method(calls.list_volumes)
+    show_volume = _Method(calls.show_volume)
+    list_attachments = _Method(calls.list_attachments)
+    show_attachment = _Method(calls.show_attachment)
+    get_history = _Method(calls.get_history)
+    reconcile = _Method(calls.reconcile)
+    get_status = _Method(calls.get_status)
+    subscribe = _Method(calls.subscribe)
+    unsubscribe = _Method(calls.unsubscribe)
+    backup_journal = _Method(calls.backup_journal)
+    discover = _Method(calls.discover)

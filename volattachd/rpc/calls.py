@@ -15,13 +15,12 @@ Laws:
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from volattachd.rpc import results
 from volattachd.rpc.exchange import AccessRefused, NoAnswer, Unreachable
-
-if TYPE_CHECKING:
-    from volattachd.rpc import results
 
 T = TypeVar("T")
 
@@ -208,6 +207,4 @@ def _of_attachment(method: str, volume: str, attachment_id: str | None, **params
 
 def new_attachment_id() -> str:
     """An id for an attachment that does not exist yet."""
-    import uuid  # it costs as much as all the rest of a start, and most commands need none
-
     return str(uuid.uuid4())
