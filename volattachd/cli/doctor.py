@@ -19,6 +19,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 _TARGET_MODULES = ("target_core_mod", "iscsi_target_mod")
 _NAME = re.compile(r"(iqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:\S+)?|eui\.[0-9a-f]{16}|naa\.[0-9a-f]{16,32})", re.IGNORECASE)
 _DEFAULT_PREFIX = "iqn.2026-11.org.volattachd"
+_HOW_TO_BE_AGENT = "become a member of the group 'volattach', or see [access] of the configuration"
 #: Attachments in these states may have a session.
 _CONNECTED = ("connected", "attached", "detaching")
 
@@ -66,13 +67,9 @@ def check_version(daemon: Daemon, host: Host) -> Iterator[Finding]:
 def check_role(daemon: Daemon, _: Host) -> Iterator[Finding]:
     """This user may attach."""
     if daemon.error is None:
-        level, correction = OK, None
-        if daemon.role not in ("agent", "admin"):
-            level, correction = (
-                WARNING,
-                "become a member of the group 'volattach', or see [access] of the configuration",
-            )
-        yield Finding(level, "role", f"this user is {daemon.role}", correction)
+        told = f"this user is {daemon.role}"
+        may = daemon.role in ("agent", "admin")
+        yield Finding(OK, "role", told) if may else Finding(WARNING, "role", told, _HOW_TO_BE_AGENT)
 
 
 def check_conditions(daemon: Daemon, _: Host) -> Iterator[Finding]:
@@ -80,9 +77,7 @@ def check_conditions(daemon: Daemon, _: Host) -> Iterator[Finding]:
     for volume in daemon.volumes:
         for condition in volume.get("conditions") or ():
             message = f"volume {volume['volume']!r}: {condition['kind']}: {condition['message']}"
-            yield Finding(
-                PROBLEM, "volumes", message, "volattach reconcile --dry-run tells the steps that would mend it"
-            )
+            yield Finding(PROBLEM, "volumes", message, "volattach reconcile --dry-run tells what would mend it")
 
 
 def check_target_modules(daemon: Daemon, host: Host) -> Iterator[Finding]:

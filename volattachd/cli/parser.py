@@ -102,7 +102,7 @@ def defaults() -> argparse.Namespace:
     return argparse.Namespace(json=False, host=None, socket=None, timeout=DEFAULT_TIMEOUT, show_secret=False)
 
 
-def _shared_options() -> Any:
+def _shared_options() -> _Command:
     """The options that may stand before the command or after it."""
     shared = _Command(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=_Formatter)
     shared.add_argument("--host", metavar="URL", help="the daemon's host: ssh://[user@]host[:port][/socket]")

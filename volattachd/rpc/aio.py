@@ -5,8 +5,8 @@
 
 Laws:
 
-1. One call at a time on a connection, in the order in which they were asked for: who wants calls side by side
-   opens more clients, as the daemon has it.
+1. One call at a time on a connection, in the order in which they were asked for, and the time of each begins with
+   its turn: who wants calls side by side opens more clients, as the daemon has it.
 2. A call that is cancelled, or fails in any way, ends the connection: its late answer can never meet a later call.
 """
 
