@@ -21,6 +21,7 @@ from tests.cli.fake_daemon import result, serving
 from tests.support import PATIENCE, Rig
 from tests.support import serving as served
 from volattachd.cli import exits, main
+from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE
 from volattachd.errors import Busy
 from volattachd.rpc import aio, ssh
 from volattachd.rpc.client import AccessRefused, BadAnswer, Client, NoAnswer, Unreachable
@@ -291,6 +292,18 @@ def dialled(path: Path) -> subprocess.Popen[bytes]:
 
 
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"list_volumes"}'
+
+
+def test_the_far_side_takes_no_host_from_its_environment(
+    path: Path, monkeypatch: pytest.MonkeyPatch, words: Path
+) -> None:
+    """Set for every user of a host, the variable would make that host call itself for ever."""
+    monkeypatch.setenv(HOST_VARIABLE, "ssh://storage1")
+    monkeypatch.setenv(SOCKET_VARIABLE, str(path))
+    command = [sys.executable, "-m", "volattachd.cli", "dial-stdio"]
+    done = subprocess.run(command, input=b"", capture_output=True, check=False)
+    assert str(path).encode() in done.stderr
+    assert not words.exists(), "no ssh was started"
 
 
 def test_the_end_of_the_input_still_gets_its_answers(relay: subprocess.Popen[bytes]) -> None:

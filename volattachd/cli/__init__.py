@@ -75,7 +75,8 @@ def _address(args: argparse.Namespace) -> str:
         raise exits.UsageError("--host and --socket exclude each other", "--host ssh://HOST/PATH/OF/THE/SOCKET")
     if args.host or args.socket:
         return _host(args.host, "--host") if args.host else str(args.socket)
-    if host := os.environ.get(HOST_VARIABLE):
+    # The far side is there already: a host that names itself for everybody must not call itself for ever.
+    if args.command != "dial-stdio" and (host := os.environ.get(HOST_VARIABLE)):
         return _host(host, HOST_VARIABLE)
     return os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
 
