@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import fcntl
+import io
 import logging
+import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from volattachd.logs import LineFormatter
+from tests.support import PATIENCE
+from volattachd import records
+from volattachd.logs import JournalHandler, LineFormatter, encode, is_journal
+from volattachd.records import Kind, Told
 
 CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
 
@@ -54,18 +65,173 @@ def test_the_lines_of_a_traceback_are_indented() -> None:
     assert "    <0>forged" in lines
 
 
-@pytest.mark.parametrize("systemd", [True, False])
-def test_lines_go_to_stderr_alone(systemd: bool) -> None:
-    program = (
-        "import logging; from volattachd import logs; logs.set_up(); logs.set_up()\n"
-        "logging.getLogger('volattachd.x').info('told'); logging.getLogger('volattachd.x').debug('not told')\n"
-        "logging.getLogger('foreign').info('not told'); logging.getLogger('foreign').warning('foreign')\n"
-    )
-    environment = {"JOURNAL_STREAM": "1:2"} if systemd else {}
-    command = [sys.executable, "-c", program]
+# Where they go.
+
+
+class FakeJournald:
+    """A socket like journald's, and what its native protocol says of each entry."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.settimeout(PATIENCE)
+        self.socket.bind(str(path))
+        self.seals: int | None = None
+
+    def entry(self) -> dict[str, str]:
+        """The next entry's fields; from a file where one was sent."""
+        data, fds, _, _ = socket.recv_fds(self.socket, 1 << 20, 1)
+        if fds:
+            assert data == b""
+            self.seals = fcntl.fcntl(fds[0], fcntl.F_GET_SEALS)
+            with open(fds[0], "rb") as file:
+                file.seek(0)
+                data = file.read()
+        return parse(data)
+
+
+def parse(data: bytes) -> dict[str, str]:
+    """The fields of one entry, read as journald does: a name and a value on a line, or a name, a length and a value."""
+    fields: dict[str, str] = {}
+    while data:
+        head, _, data = data.partition(b"\n")
+        name, equals, value = head.partition(b"=")
+        if not equals:
+            (size,) = struct.unpack_from("<Q", data)
+            value, end, data = data[8 : 8 + size], data[8 + size : 9 + size], data[9 + size :]
+            assert end == b"\n"
+        assert name.decode() not in fields, "a field is there twice"
+        fields[name.decode()] = value.decode()
+    return fields
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> Iterator[FakeJournald]:
+    made = FakeJournald(tmp_path / "journal")
+    yield made
+    made.socket.close()
+
+
+@pytest.fixture
+def handler(tmp_path: Path) -> JournalHandler:
+    """The handler before that socket, with lines in a text as its way out."""
+    fallback = logging.StreamHandler(io.StringIO())
+    fallback.setFormatter(LineFormatter(under_systemd=True))
+    return JournalHandler(str(tmp_path / "journal"), fallback)
+
+
+def told(kind: Kind, **members: object) -> logging.LogRecord:
+    return logging.LogRecord("volattachd", kind.level, __file__, 1, Told(kind, members), None, None)
+
+
+def test_an_entry_has_its_kind_its_priority_and_its_members(journald: FakeJournald, handler: JournalHandler) -> None:
+    handler.handle(told(records.DEVICE_MISSING, volume="vol-1", condition="DeviceMissing", reason="no such file"))
+    assert journald.entry() == {
+        "MESSAGE": "volume vol-1: DeviceMissing: no such file",
+        "MESSAGE_ID": records.DEVICE_MISSING.id,
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "volattachd",
+        "VOLATTACH_VOLUME": "vol-1",
+        "VOLATTACH_CONDITION": "DeviceMissing",
+    }
+
+
+def test_an_entry_of_somebody_else_has_no_kind(journald: FakeJournald, handler: JournalHandler) -> None:
+    handler.handle(record("a library's words", logging.ERROR))
+    assert journald.entry() == {
+        "MESSAGE": "a library's words",
+        "PRIORITY": "3",
+        "SYSLOG_IDENTIFIER": "volattachd",
+    }
+
+
+@pytest.mark.parametrize("code", CONTROLS)
+def test_no_character_that_somebody_sent_forges_a_line_or_a_field(
+    code: int, journald: FakeJournald, handler: JournalHandler
+) -> None:
+    forged = f"x{chr(code)}PRIORITY=0{chr(code)}MESSAGE_ID=f{chr(code)}"
+    handler.handle(told(records.ORPHAN_STAYS, target=forged, reason=forged))
+    entry = journald.entry()
+    names = {"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "VOLATTACH_TARGET"}
+    assert (set(entry), entry["PRIORITY"], entry["MESSAGE_ID"]) == (names, "4", records.ORPHAN_STAYS.id)
+    assert not any(chr(code) in value for value in entry.values())
+    assert all(len(value.splitlines()) == 1 for value in entry.values())
+
+
+@given(st.dictionaries(st.from_regex(r"[A-Z][A-Z_]{0,20}", fullmatch=True), st.text(), min_size=1))
+def test_whatever_a_value_holds_is_that_fields_value(fields: dict[str, str]) -> None:
+    assert parse(encode(fields)) == {
+        name: value.encode("utf-8", "backslashreplace").decode() for name, value in fields.items()
+    }
+
+
+def test_a_traceback_is_part_of_the_message(journald: FakeJournald, handler: JournalHandler) -> None:
+    try:
+        raise ValueError("first\nPRIORITY=0")
+    except ValueError as error:
+        handler.handle(record("text", logging.ERROR, error))
+    entry = journald.entry()
+    lines = entry["MESSAGE"].split("\n")
+    assert lines[0] == "text"
+    assert "    PRIORITY=0" in lines
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert entry["PRIORITY"] == "3"
+
+
+def test_an_entry_that_no_datagram_holds_goes_as_a_sealed_file(journald: FakeJournald, handler: JournalHandler) -> None:
+    reason = "x" * (1 << 22)
+    handler.handle(told(records.PASS_FAILED, reason=reason))
+    assert journald.entry()["MESSAGE"] == f"cannot look at the target: {reason}"
+    assert journald.seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    handler.handle(told(records.PASS_FAILED, reason="a short one again"))
+    assert journald.entry()["MESSAGE"] == "cannot look at the target: a short one again"
+
+
+def test_while_journald_is_away_lines_go_to_its_stream(journald: FakeJournald, handler: JournalHandler) -> None:
+    journald.socket.close()
+    handler.handle(told(records.PASS_FAILED, reason="gone"))
+    assert isinstance(handler.fallback, logging.StreamHandler)
+    assert handler.fallback.stream.getvalue() == "<4>cannot look at the target: gone\n"
+
+
+PROGRAM = """
+import logging, os, sys
+from volattachd import logs, records
+if sys.argv[2] == "journald":
+    found = os.fstat(2)
+    os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+for _ in range(2):
+    logs.set_up(journal_socket=sys.argv[1])
+records.PORTALS_CHANGED.tell(portals="told")
+records.LOOKED.tell(call="not told")
+logging.getLogger("foreign").info("not told")
+logging.getLogger("foreign").warning("foreign")
+"""
+
+
+def run(tmp_path: Path, where: str, **environment: str) -> list[str]:
+    """What a program that tells two records wrote to stderr."""
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "journal"), where]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == ""
-    told = done.stderr.splitlines()
-    assert [line.rpartition(" ")[2] if not systemd else line for line in told] == (
-        ["<6>told", "<4>foreign"] if systemd else ["told", "foreign"]
-    )
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"JOURNAL_STREAM": "1:2"}, {"JOURNAL_STREAM": ""}, {"JOURNAL_STREAM": "x"}]
+)
+def test_without_journald_at_stderr_lines_go_there_alone(
+    environment: dict[str, str], tmp_path: Path, journald: FakeJournald
+) -> None:
+    """Also where systemd started it, and stderr was redirected since."""
+    lines = run(tmp_path, "file", **environment)
+    assert [line.split(" ", 2)[2] for line in lines] == ["INFO portals are now told", "WARNING foreign"]
+
+
+def test_with_journald_at_stderr_entries_go_to_its_socket_alone(tmp_path: Path, journald: FakeJournald) -> None:
+    assert run(tmp_path, "journald") == []
+    assert journald.entry()["MESSAGE_ID"] == records.PORTALS_CHANGED.id
+    assert journald.entry()["MESSAGE"] == "foreign"
+
+
+def test_a_stream_that_is_no_file_is_not_journald() -> None:
+    assert not is_journal(io.StringIO(), "1:2")

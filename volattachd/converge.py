@@ -14,16 +14,14 @@ Laws:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from volattachd import records
 from volattachd.drivers.base import Step, TargetDriver
 from volattachd.errors import DriverError, VolattachError
 from volattachd.lifecycle import EXPORTED, GRANTED
 from volattachd.model import Attachment, Condition, Export, Grant, Volume
-
-log = logging.getLogger(__name__)
 
 Verify = Callable[[Volume], "Condition | None"]
 
@@ -64,7 +62,7 @@ class _DriverBoundary:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, VolattachError):
-            log.error("the %s driver failed in a way that it does not know of", self._name, exc_info=error)
+            records.DRIVER_BUG.tell(driver=self._name)
             raise DriverError(f"the {self._name} driver failed: {error!r}", "report it with the log") from error
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import sdnotify
 
-from volattachd import __version__, config, logs
+from volattachd import __version__, config, logs, records
 from volattachd.drivers import registry
 from volattachd.drivers.base import Portal, TargetDriver
 from volattachd.errors import ConfigError, DriverError, JournalUnusable
@@ -32,8 +32,6 @@ from volattachd.rpc.access import Access
 from volattachd.rpc.dispatch import Dispatcher
 from volattachd.rpc.methods import METHODS
 from volattachd.service import Service
-
-log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78  # 78: EX_CONFIG in sysexits.h
 
@@ -49,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_OK
         return Daemon(settings).run()
     except ConfigError as error:
-        log.error("%s", error)
+        records.CONFIG_REFUSED.tell(reason=error)
         return EXIT_CONFIG
     except (JournalUnusable, DriverError) as error:
-        log.error("%s", error)
+        records.START_FAILED.tell(reason=error)
         return EXIT_FAILED
 
 
@@ -120,7 +118,7 @@ class Daemon:
         parts.service.ready = True
         for thread in threads:
             thread.start()
-        log.info("ready: serving %s", self._settings.socket)
+        records.READY.tell(socket=self._settings.socket)
         self._notify("READY=1")
         self._tell_status(parts)
         self._wait(parts)
@@ -132,14 +130,13 @@ class Daemon:
         access = Access(settings)
         driver = registry.load(settings.driver)(settings.iqn_prefix, _portals_at_start(settings))
         journal = Journal(settings.state_dir, on_failure=self._journal_failed)
-        log.info(
-            "volattachd %s: driver %s, portals %s, state in %s: %d volumes, %d attachments",
-            __version__,
-            driver.name,
-            ", ".join(map(str, driver.portals)),
-            settings.state_dir,
-            len(journal.volumes),
-            len(journal.attachments),
+        records.STARTING.tell(
+            version=__version__,
+            driver=driver.name,
+            portals=", ".join(map(str, driver.portals)),
+            state_dir=settings.state_dir,
+            volumes=len(journal.volumes),
+            attachments=len(journal.attachments),
         )
         # Bound before the target is looked at, listening but not accepting: a second daemon ends here.
         listener = server.activated_socket() or server.bind_socket(settings.socket)
@@ -156,8 +153,8 @@ class Daemon:
         """A thread that everybody depends on: where it fails, a new daemon is better than half of this one."""
         try:
             body()
-        except Exception:
-            log.critical("the thread %s has failed: ending", threading.current_thread().name, exc_info=True)
+        except Exception:  # noqa: BLE001 - told with its traceback, and the daemon ends
+            records.THREAD_FAILED.tell(thread=threading.current_thread().name)
             self._fail()
 
     def _set_up_signals(self) -> None:
@@ -167,7 +164,7 @@ class Daemon:
 
     def _journal_failed(self, error: BaseException) -> None:
         """What is on the disk is unknown until it is read again: end, and let the supervisor start us anew."""
-        log.critical("the journal cannot be written (%s): ending without acknowledging anything more", error)
+        records.JOURNAL_FAILED.tell(reason=error)
         self._fail()
 
     def _fail(self) -> None:
@@ -191,9 +188,9 @@ class Daemon:
         """SIGHUP: names of users and groups are looked up again. Other keys need a restart, which harms nobody."""
         try:
             parts.server.access = Access(self._settings)
-            log.info("looked up the users and groups of [access] again")
+            records.RELOADED.tell()
         except ConfigError as error:
-            log.error("not reloaded: %s", error)
+            records.NOT_RELOADED.tell(reason=error)
 
     def _tell_status(self, parts: _Parts) -> None:
         degraded = len({name for name, _ in parts.service.degraded()})
@@ -202,7 +199,7 @@ class Daemon:
 
     def _stop(self, parts: _Parts) -> None:
         self._notify("STOPPING=1")
-        log.info("stopping: exports and sessions stay as they are")
+        records.STOPPING.tell()
         parts.server.stop()
         parts.service.upkeep.stop()
         parts.driver.stop()

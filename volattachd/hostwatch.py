@@ -6,13 +6,12 @@ is merely slower to notice.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from volattachd import records
 
 #: Where nothing can be heard, it is tried again after this time, in seconds.
 _PAUSE = 60.0
@@ -46,10 +45,10 @@ class HostWatch:
             try:
                 listen()
             except ImportError as error:
-                log.warning("no news of %s on this host: %s", what, error)
+                records.NO_NEWS.tell(what=what, reason=error)
                 return
             except OSError as error:  # a burst that did not fit into the kernel's queue, say
-                log.warning("news of %s was lost: %s", what, error)
+                records.NEWS_LOST.tell(what=what, reason=error)
                 self._on_any()
                 time.sleep(_PAUSE)
 

@@ -14,7 +14,6 @@ Rules:
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import signal
 import stat
@@ -22,9 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from volattachd import records
 from volattachd.errors import JournalUnusable
-
-log = logging.getLogger(__name__)
 
 
 def take_lock(state_dir: Path) -> tuple[int, bool]:
@@ -43,7 +41,7 @@ def take_lock(state_dir: Path) -> tuple[int, bool]:
             os.close(fd)
             if not (holder.isdigit() and is_past_running(int(holder))):
                 raise JournalUnusable(f"another volattachd (pid {holder}) works on {state_dir}")
-            log.warning("pid %s was killed and waits for a device in the kernel: its lock is passed over", holder)
+            records.LOCK_PASSED_OVER.tell(former=holder)
             os.unlink(path)
             fd = _open(path)
             _try_lock(fd)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -50,19 +50,6 @@ class Mode(str, Enum):
 
     RW = "rw"
     RO = "ro"
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who sent a call: the peer of the socket as the kernel told at accept. ``admin``: may act for others."""
-
-    uid: int
-    pid: int
-    admin: bool = False
-
-
-#: Who the journal names for what the daemon does by itself.
-DAEMON = Caller(uid=0, pid=0, admin=True)
 
 
 @dataclass(frozen=True)
@@ -128,6 +115,27 @@ class Attachment:
     def initiator(self) -> str | None:
         """The name that the connector logs in with, in lower case, or None before it is connected."""
         return None if self.connector is None else str(self.connector["initiator"])
+
+
+def _ignore(before: Attachment | None, after: Attachment | None) -> None:
+    """For a caller that wants no word of what moves."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a call: the peer of the socket as the kernel told at accept. ``admin``: may act for others.
+
+    ``moved`` is told of each move of an attachment that the call made durable, as before and after (None: gone).
+    """
+
+    uid: int
+    pid: int
+    admin: bool = False
+    moved: Callable[[Attachment | None, Attachment | None], None] = field(default=_ignore, repr=False, compare=False)
+
+
+#: Who the journal names for what the daemon does by itself.
+DAEMON = Caller(uid=0, pid=0, admin=True)
 
 
 @dataclass(frozen=True)

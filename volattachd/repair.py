@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 
+from volattachd import records
 from volattachd.converge import Converger, DeviceUnusable, export_of
 from volattachd.devices import Finding
 from volattachd.drivers.base import Step
@@ -14,8 +14,6 @@ from volattachd.errors import DriverError
 from volattachd.journal import Change, Journal
 from volattachd.model import DAEMON, Condition, Export, Volume, now
 from volattachd.views import volume_view
-
-log = logging.getLogger(__name__)
 
 Examine = Callable[[Volume], Finding]
 
@@ -43,7 +41,7 @@ class Conditions:
             since = before.since if before else now()
             self._by_volume[volume] = {**found, kind: Condition(kind, message, since)}
         if before is None or before.message != message:
-            log.warning("volume %s: %s: %s", volume, kind, message)
+            records.CONDITIONS[kind].tell(volume=volume, condition=kind, reason=message)
 
     def clear(self, volume: str, *kinds: str) -> None:
         """End conditions of these kinds; without any kind, all of the volume."""
@@ -56,7 +54,7 @@ class Conditions:
             else:
                 self._by_volume.pop(volume, None)
         for kind in ended:
-            log.info("volume %s: %s is over", volume, kind)
+            records.CONDITION_OVER.tell(volume=volume, condition=kind)
 
 
 #: What a converge finds out about a volume; Pending is the caller's matter.
@@ -97,12 +95,7 @@ class Repairer:
         rows = self._journal.attachments.of_volume(volume.id)
         views = [volume_view(row, rows, ()) for row in (volume, grown)]
         self._journal.commit(Change("grow_volume", DAEMON, volume.id, before=views[0], after=views[1], put=grown))
-        log.info(
-            "volume %s has grown from %d to %d bytes; initiators see it when they scan again",
-            volume.id,
-            volume.size,
-            size,
-        )
+        records.VOLUME_GREW.tell(volume=volume.id, old=volume.size, new=size)
         return grown
 
     def converge(self, want: Export) -> list[Step]:

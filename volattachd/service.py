@@ -15,7 +15,6 @@ values' shapes before they come here. Nothing here knows that JSON exists.
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from volattachd import __version__
+from volattachd import __version__, records
 from volattachd.backup import write_backup
 from volattachd.config import Config
 from volattachd.converge import Converger, DeviceUnusable, export_of
@@ -53,8 +52,6 @@ from volattachd.views import attachment_view, connection_view, gone_view, volume
 
 T = TypeVar("T")
 View = dict[str, Any]
-
-log = logging.getLogger(__name__)
 
 _REGISTRY = "the registry of volumes"
 
@@ -429,7 +426,9 @@ class Service:
         row = self.journal.attachments.get(attachment_id)
         if row is not None and row.state is State.RESERVED:
             self._simple_move(DAEMON, row.volume, Call.UNRESERVE, attachment_id)
-            log.info("volume %s: reservation %s has expired", row.volume, attachment_id)
+            records.RESERVATION_EXPIRED.tell(
+                volume=row.volume, attachment=attachment_id, before=State.RESERVED.value, after=State.GONE.value
+            )
 
     # Moving an attachment.
 
@@ -474,7 +473,7 @@ class Service:
         try:
             self._repairer.converge(want)
         except DeviceUnusable as error:
-            log.info("volume %s: access is gone with its device: %s", want.volume.id, error.condition.message)
+            records.ACCESS_GONE_WITH_DEVICE.tell(volume=want.volume.id, reason=error.condition.message)
 
     def _converge_or(self, converge: Callable[[], object], undo: Callable[[], None], was: Export) -> None:
         """Converge; where the driver fails, undo, converge back to ``was``, and report the failure."""
@@ -485,7 +484,7 @@ class Service:
             try:
                 self._repairer.converge(was)
             except DriverError as error:
-                log.warning("volume %s: the way back failed too: %s", was.volume.id, error.message)
+                records.WAY_BACK_FAILED.tell(volume=was.volume.id, reason=error.message)
             raise
 
     def _commit(self, call: str, caller: Caller, before: Attachment | None, after: Attachment | None) -> None:
@@ -503,6 +502,7 @@ class Service:
                 drop=before if after is None else None,
             )
         )
+        caller.moved(before, after)
 
     def _in_turn(self, volume: str, call: str, body: Callable[[], T], *, touches_target: bool = False) -> T:
         """Run ``body`` while the volume has no other call; Busy where the caller's deadline comes first."""

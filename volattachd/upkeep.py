@@ -7,7 +7,6 @@ with it stands as a condition until it is over.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from volattachd import records
 from volattachd.agenda import Agenda
 from volattachd.converge import Converger
 from volattachd.devices import concerns
@@ -24,8 +24,6 @@ from volattachd.journal import Journal
 from volattachd.model import Volume
 from volattachd.repair import Conditions, Repairer
 from volattachd.turns import Deadline, Task, Turns, Workers
-
-log = logging.getLogger(__name__)
 
 View = dict[str, Any]
 
@@ -112,7 +110,7 @@ class Upkeep:
             except JournalFailed:
                 return  # the daemon is ending: its owner was told by the journal
             except DriverError as error:
-                log.warning("cannot look at the target: %s", error.message)  # the next pass tries again
+                records.PASS_FAILED.tell(reason=error.message)  # the next pass tries again
 
     def stop(self) -> None:
         """End the periodic pass."""
@@ -144,10 +142,10 @@ class Upkeep:
         try:
             found = tuple(self.resolve_portals())
         except ConfigError as error:
-            log.warning("portals stay as they are: %s", error)
+            records.PORTALS_STAY.tell(reason=error)
             return
         if found and found != driver.portals:
-            log.info("portals are now %s", ", ".join(map(str, found)))
+            records.PORTALS_CHANGED.tell(portals=", ".join(map(str, found)))
             driver.portals = found
 
     def reconcile(self, *, dry_run: bool) -> list[View]:
@@ -220,7 +218,9 @@ class Upkeep:
         if not done:
             return None
         line = _line(volume.id, volume.target_name, done)
-        log.info("volume %s: mended %s: %s", volume.id, ", ".join(line["differences"]), "; ".join(line["steps"]))
+        records.MENDED.tell(
+            volume=volume.id, differences=", ".join(line["differences"]), steps="; ".join(line["steps"])
+        )
         return line
 
     def _orphans(self) -> list[str]:
@@ -242,11 +242,11 @@ class Upkeep:
                 return _line(None, name, self._converger.plan_removal(name))
             done = self._converger.remove_orphan(name)
         except DriverError as error:
-            log.warning("target %s is not in the journal and cannot be removed: %s", name, error.message)
+            records.ORPHAN_STAYS.tell(target=name, reason=error.message)
             return _line(None, name, error=error.message)
         finally:
             self._turns.give_back(name)
-        log.warning("target %s was not in the journal: removed", name)
+        records.ORPHAN_REMOVED.tell(target=name)
         return _line(None, name, done)
 
     def _due(self, volumes: Iterable[str]) -> list[str]:

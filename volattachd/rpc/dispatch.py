@@ -7,8 +7,6 @@ This is the one place where errors become codes. A bug of ours is -32603 and a t
 from __future__ import annotations
 
 import json
-import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +16,11 @@ from jsonrpcserver import Error, Result, Success, dispatch_to_serializable
 
 from volattachd.errors import Busy, InvalidInput, InvalidParams, JournalFailed, PermissionDenied, VolattachError
 from volattachd.history import Feed
-from volattachd.model import Caller
+from volattachd.model import Attachment, Caller
 from volattachd.rpc import strictjson
 from volattachd.rpc.access import Peer
 from volattachd.rpc.methods import METHODS, Method, Param, Role
-
-log = logging.getLogger(__name__)
+from volattachd.rpc.report import Observe, Report, observe_nothing
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INTERNAL_ERROR = -32700, -32600, -32601, -32603
 _JSONRPC_KINDS = {
@@ -55,19 +52,20 @@ class Client:
     role: Role
     feed: Feed | None = None
 
-    @property
-    def caller(self) -> Caller:
-        return Caller(self.peer.uid, self.peer.pid, admin=self.role >= Role.ADMIN)
+    def caller(self, moved: Callable[[Attachment | None, Attachment | None], None]) -> Caller:
+        """The peer as the caller of one call; ``moved`` is told what it moves."""
+        return Caller(self.peer.uid, self.peer.pid, self.role >= Role.ADMIN, moved)
 
 
 class Dispatcher:
     """Answers messages with the handlers of one service. Raises at start where a handler is missing."""
 
-    def __init__(self, handlers: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, handlers: Mapping[str, Callable[..., Any]], observe: Observe = observe_nothing) -> None:
         """``handlers`` has one entry for each row of the table, by the method's name."""
         if set(handlers) != {method.name for method in METHODS}:
             odd = set(handlers) ^ {method.name for method in METHODS}
             raise AssertionError(f"the method table and the handlers differ in: {', '.join(sorted(odd))}")
+        self._observe = observe
         self._check_envelope = fastjsonschema.compile(_ENVELOPE)
         self._methods = {method.name: self._bind(method, handlers[method.name]) for method in METHODS}
 
@@ -98,35 +96,37 @@ class Dispatcher:
         checks = {param.name: fastjsonschema.compile(param.schema) for param in method.params}
 
         def call(client: Client, /, *args: Any, **kwargs: Any) -> Result:
-            began = time.monotonic()
-            outcome: VolattachError | None = None
-            params: dict[str, Any] = {}
+            report = Report(method, client.peer, self._observe)
             try:
                 _check_role(method, client)
                 params = _bind_params(method, args, kwargs, checks)
-                about = (client.caller, client.feed) if method.of_connection else (client.caller,)
-                return Success(handler(*about, **params))
+                report.is_about(params)
+                caller = client.caller(report.moved)
+                about = (caller, client.feed) if method.of_connection else (caller,)
+                result = handler(*about, **params)
             except VolattachError as error:
-                outcome = error
+                return _error(report, error)
             except JournalFailed as error:
-                outcome = Busy(f"{error}; the daemon starts again from what is on the disk", "send the call again")
-            finally:
-                _log_call(method, client, params, outcome, time.monotonic() - began)
-            return Error(outcome.code, outcome.message, error_data(outcome))
+                why = f"{error}; the daemon starts again from what is on the disk"
+                return _error(report, Busy(why, "send the call again"))
+            except Exception:  # noqa: BLE001 - told with its traceback; other calls go on
+                return _bug(report, method)
+            report.tell_done(result)
+            return Success(result)
 
-        return _reporting_bugs(method, call)
+        return call
 
 
-def _reporting_bugs(method: Method, call: Callable[..., Result]) -> Callable[..., Result]:
-    def guarded(client: Client, /, *args: Any, **kwargs: Any) -> Result:
-        try:
-            return call(client, *args, **kwargs)
-        except Exception:
-            log.exception("%s: a bug in volattachd", method.name)
-            data = {"kind": "InternalError", "retriable": False}
-            return Error(INTERNAL_ERROR, f"{method.name} hit a bug in volattachd; its log has the details", data)
+def _error(report: Report, error: VolattachError) -> Result:
+    report.tell_error(error)
+    return Error(error.code, error.message, error_data(error))
 
-    return guarded
+
+def _bug(report: Report, method: Method) -> Result:
+    kind = _JSONRPC_KINDS[INTERNAL_ERROR]
+    report.tell_bug(kind)
+    message = f"{method.name} hit a bug in volattachd; its log has the details"
+    return Error(INTERNAL_ERROR, message, {"kind": kind, "retriable": False})
 
 
 def _check_role(method: Method, client: Client) -> None:
@@ -198,22 +198,3 @@ def refusal(error: strictjson.Refused) -> dict[str, Any]:
     code, kind = (PARSE_ERROR, "ParseError") if broken else (INVALID_REQUEST, "InvalidRequest")
     data = {"kind": kind, "retriable": False}
     return {"jsonrpc": "2.0", "error": {"code": code, "message": f"{kind}: {error}", "data": data}, "id": None}
-
-
-def _log_call(
-    method: Method, client: Client, params: Mapping[str, Any], error: VolattachError | None, seconds: float
-) -> None:
-    """One line for each acknowledged or refused change; reads are told at the debug level only."""
-    level = logging.INFO if method.changes else logging.DEBUG
-    about = " ".join(f"{key}={params[key]}" for key in ("volume", "attachment_id") if key in params)
-    outcome = "ok" if error is None else f"{error.kind}: {error.message}"
-    log.log(
-        level if error is None else max(level, logging.INFO),
-        "%s %s uid=%d pid=%d %.1f ms: %s",
-        method.name,
-        about,
-        client.peer.uid,
-        client.peer.pid,
-        seconds * 1000,
-        outcome,
-    )

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from volattachd import records
 from volattachd.errors import Busy, JournalFailed
 from volattachd.journal import Journal
 from volattachd.rpc import strictjson
@@ -153,7 +154,7 @@ class Subscription:
 
     def _say_end(self, reason: str, message: str) -> None:
         """Tell the client, if it can still be told; it begins again from its last number."""
-        log.info("dropped a subscriber after seq %d: %s", self._seq, message)
+        records.SUBSCRIBER_DROPPED.tell(seq=self._seq, reason=message)
         self._outlet.close_with(_notification(ENDED, {"reason": reason, "seq": self._seq, "message": message}))
 
 

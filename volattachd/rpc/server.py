@@ -19,6 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from volattachd import records
 from volattachd.errors import Busy, ConfigError
 from volattachd.lock import is_past_running
 from volattachd.rpc import strictjson
@@ -82,8 +83,8 @@ class Server:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return  # the client went away again
-        except OSError:
-            log.exception("cannot accept a connection")
+        except OSError as error:
+            records.ACCEPT_FAILED.tell(reason=error)
             threading.Event().wait(0.1)  # out of descriptors, say: do not spin
             return
         self._admit(connection)
@@ -103,7 +104,7 @@ class Server:
         try:
             peer = peer_of(connection)
         except OSError as error:
-            log.warning("refused a connection: the kernel does not tell whose it is: %s", error)
+            records.PEER_UNKNOWN.tell(reason=error)
             connection.close()
             return
         refusal = self._register(connection, peer)
@@ -118,7 +119,7 @@ class Server:
             self._unregister(connection, peer)
 
     def _turn_away(self, connection: socket.socket, peer: Peer, refusal: Busy) -> None:
-        log.warning("refused a connection of uid %d pid %d: %s", peer.uid, peer.pid, refusal.message)
+        records.CONNECTION_REFUSED.tell(uid=peer.uid, pid=peer.pid, reason=refusal.message)
         connection.setblocking(False)
         _tell(Outlet(connection, 0), refusal)
         connection.close()

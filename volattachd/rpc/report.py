@@ -1,0 +1,111 @@
+"""What the world hears of a call beside its answer: one record, and one measurement.
+
+A call that waits for the target is answered Busy and goes on by itself: what it moves after its answer is told by a
+record of its own, so that the log misses no move.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from volattachd import records
+from volattachd.errors import PermissionDenied, VolattachError
+from volattachd.model import Attachment, State
+from volattachd.rpc.access import Peer
+from volattachd.rpc.methods import Method, Role
+
+#: Told of each call that was answered: its name, "ok" or the kind of its error, and the seconds that it took.
+Observe = Callable[[str, str, float], None]
+
+#: What the line of a call says it is about: members, and the parameters that they are known by.
+_SHOWN = {"volume": "volume", "attachment": "attachment_id"}
+
+
+def observe_nothing(call: str, outcome: str, seconds: float) -> None:
+    """For calls that nobody measures."""
+
+
+class Report:
+    """What is known of one call, until it is told."""
+
+    def __init__(self, method: Method, peer: Peer, observe: Observe) -> None:
+        self._method = method
+        self._sender = {"call": method.name, "uid": peer.uid, "pid": peer.pid}
+        self._observe = observe
+        self._began = time.monotonic()
+        self._about: dict[str, Any] = {"volume": None, "attachment": None, "before": None, "after": None}
+        self._lock = threading.Lock()
+        self._told = False
+
+    def is_about(self, params: Mapping[str, Any]) -> None:
+        """The checked parameters: no other value that was sent gets into a field."""
+        self._about.update(volume=params.get("volume"), attachment=params.get("attachment_id"))
+
+    def moved(self, before: Attachment | None, after: Attachment | None) -> None:
+        """A move that is durable now; one more may be its way back."""
+        row = after or before
+        assert row is not None
+        move = {"volume": row.volume, "attachment": row.id, "before": _state(before), "after": _state(after)}
+        with self._lock:
+            if not self._told:
+                self._about.update(move, before=self._about["before"] or move["before"])
+                return
+        records.CALL_LATE.tell(**self._sender, **move)
+
+    def tell_done(self, result: Any) -> None:
+        """The call is done."""
+        if self._about["attachment"] is None and isinstance(result, dict):
+            self._about["attachment"] = result.get("attachment_id")
+        self._tell("ok", None)
+
+    def tell_error(self, error: VolattachError) -> None:
+        """The call was refused, or has failed."""
+        self._tell(error.kind, error)
+
+    def tell_bug(self, kind: str) -> None:
+        """The call ended with an exception that nobody foresaw: the one that is being handled."""
+        records.BUG.tell(**self._sender, volume=self._about["volume"], error=kind)
+        self._observe(self._method.name, kind, time.monotonic() - self._began)
+
+    def _tell(self, outcome: str, error: VolattachError | None) -> None:
+        seconds = time.monotonic() - self._began
+        with self._lock:
+            self._told = True
+            about = dict(self._about)
+        if about["before"] == about["after"]:
+            about.update(before=None, after=None)
+        _kind_of(self._method, error).tell(
+            **self._sender,
+            **about,
+            about="".join(f" {name}={about[key]}" for key, name in _SHOWN.items() if about[key] is not None),
+            error=None if error is None else outcome,
+            outcome=_line_of(about, error),
+            milliseconds=seconds * 1e3,
+            microseconds=round(seconds * 1e6),
+        )
+        self._observe(self._method.name, outcome, seconds)
+
+
+def _kind_of(method: Method, error: VolattachError | None) -> records.Kind:
+    """Of calls that only look nothing is told at the default level, unless they need an admin, or somebody may not."""
+    if isinstance(error, PermissionDenied):
+        return records.CALL_DENIED
+    if not method.changes and method.role < Role.ADMIN:
+        return records.LOOKED
+    if error is None:
+        return records.CALL_DONE
+    return records.CALL_FAILED if error.retriable else records.CALL_REFUSED
+
+
+def _line_of(about: Mapping[str, Any], error: VolattachError | None) -> str:
+    """How the line of a call ends."""
+    if error is not None:
+        return f"{error.kind}: {error.message}"
+    return "ok" if about["before"] is None else f"ok, {about['before']} -> {about['after']}"
+
+
+def _state(row: Attachment | None) -> str:
+    return State.GONE.value if row is None else row.state.value
