@@ -35,7 +35,7 @@ LAYERS: list[tuple[str, set[str], str]] = [
     ("selection", {"selection", "credentials"}, "a call's rows and secrets are found without touching anything"),
     ("service", {"service"}, "the calls know nothing of JSON, of sockets, or of who carries them"),
     ("rpc", {"rpc"}, "the wire is one way among others to reach the service"),
-    ("daemon", {"daemon", "__main__"}, "the composition root is imported by nobody"),
+    ("daemon", {"daemon", "watchdog", "__main__"}, "the composition root is imported by nobody"),
 ]
 
 #: What runs on hosts without a daemon, and what it may know of the package.

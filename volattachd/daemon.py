@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from volattachd.rpc.access import Access
 from volattachd.rpc.dispatch import Dispatcher
 from volattachd.rpc.methods import METHODS
 from volattachd.service import Service
+from volattachd.watchdog import Watchdog
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78  # 78: EX_CONFIG in sysexits.h
 
@@ -91,6 +93,7 @@ class _Parts:
     driver: TargetDriver
     service: Service
     server: server.Server
+    watchdog: Watchdog
 
 
 class Daemon:
@@ -111,7 +114,7 @@ class Daemon:
         upkeep = parts.service.upkeep
         threads = [
             threading.Thread(target=self._or_end, args=(body,), name=name, daemon=True)
-            for name, body in (("accept", parts.server.run), ("upkeep", upkeep.run))
+            for name, body in (("accept", parts.server.run), ("upkeep", upkeep.run), ("watchdog", parts.watchdog.run))
         ]
         follows = names_interface(self._settings.portals)
         HostWatch(upkeep.note_device, upkeep.note_everything, addresses=follows).start()
@@ -120,7 +123,7 @@ class Daemon:
             thread.start()
         records.READY.tell(socket=self._settings.socket)
         self._notify("READY=1")
-        self._tell_status(parts)
+        self._tell_status(parts.service)
         self._wait(parts)
         self._stop(parts)
         return self._exit_code
@@ -147,7 +150,8 @@ class Daemon:
             settings.connections, settings.connections_per_uid, settings.message_seconds, settings.unread_seconds
         )
         served = server.Server(listener, Dispatcher(_handlers(service)), access, limits)
-        return _Parts(journal, driver, service, served)
+        watchdog = Watchdog(served.connect, partial(self._feed_watchdog, service), _watchdog_pause())
+        return _Parts(journal, driver, service, served, watchdog)
 
     def _or_end(self, body: Callable[[], None]) -> None:
         """A thread that everybody depends on: where it fails, a new daemon is better than half of this one."""
@@ -172,14 +176,9 @@ class Daemon:
         os.write(self._waker, b"\0")
 
     def _wait(self, parts: _Parts) -> None:
-        """Until a signal or a failure; meanwhile feed the watchdog, after seeing that journal and turns move."""
-        pause = _watchdog_pause()
+        """Until a signal or a failure."""
         while self._exit_code == EXIT_OK:
-            if not select.select([self._woken], [], [], pause)[0]:
-                parts.journal.history(limit=1)
-                self._notify("WATCHDOG=1")
-                self._tell_status(parts)
-                continue
+            select.select([self._woken], [], [])
             if any(number != signal.SIGHUP for number in os.read(self._woken, 4096)):
                 return
             self._reload(parts)
@@ -192,14 +191,19 @@ class Daemon:
         except ConfigError as error:
             records.NOT_RELOADED.tell(reason=error)
 
-    def _tell_status(self, parts: _Parts) -> None:
-        degraded = len({name for name, _ in parts.service.degraded()})
-        attachments = len(parts.journal.attachments)
-        self._notify(f"STATUS={len(parts.journal.volumes)} volumes, {attachments} attachments, {degraded} degraded")
+    def _feed_watchdog(self, service: Service) -> None:
+        self._notify("WATCHDOG=1")
+        self._tell_status(service)
+
+    def _tell_status(self, service: Service) -> None:
+        volumes, attachments = len(service.journal.volumes), len(service.journal.attachments)
+        degraded = len({name for name, _ in service.degraded()})
+        self._notify(f"STATUS={volumes} volumes, {attachments} attachments, {degraded} degraded")
 
     def _stop(self, parts: _Parts) -> None:
         self._notify("STOPPING=1")
         records.STOPPING.tell()
+        parts.watchdog.stop()
         parts.server.stop()
         parts.service.upkeep.stop()
         parts.driver.stop()
@@ -215,9 +219,10 @@ def _portals_at_start(settings: config.Config) -> tuple[Portal, ...]:
 
 
 def _watchdog_pause() -> float | None:
-    """Half of what systemd allows (sd_watchdog_enabled(3)), in seconds; None without a watchdog."""
+    """Half of what systemd allows (sd_watchdog_enabled(3)), in seconds; None without a watchdog of ours."""
     microseconds = os.environ.get("WATCHDOG_USEC")
-    return int(microseconds) / 2e6 if microseconds else None
+    is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(microseconds) / 2e6 if microseconds and is_ours else None
 
 
 def _handlers(service: Service) -> dict[str, Callable[..., Any]]:

@@ -27,6 +27,7 @@ from volattachd.rpc.access import Access, Peer, peer_of
 from volattachd.rpc.dispatch import Client, Dispatcher, error_data, refusal
 from volattachd.rpc.events import ConnectionFeed, Outlet, wait_for
 from volattachd.rpc.framing import Decoder, Frame
+from volattachd.rpc.methods import Role
 from volattachd.turns import Deadline
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class Server:
         self._limits = limits
         self._lock = threading.Lock()
         self._closed = threading.Condition(self._lock)
-        self._open: dict[socket.socket, int] = {}
+        #: Every connection with the uid that it counts for; the daemon's own count for nobody.
+        self._open: dict[socket.socket, int | None] = {}
         self._by_uid: Counter[int] = Counter()
         self._stopping = False
         self._wake, self._woken = socket.socketpair()
@@ -69,6 +71,7 @@ class Server:
         """Accept until ``stop``."""
         # accept(2) must not block: nothing could wake it but shutdown(2), which would also end systemd's socket.
         self._listener.setblocking(False)
+        self._woken.setblocking(False)
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
@@ -77,6 +80,22 @@ class Server:
                 poll.poll()
                 if not self._stopping:
                     self._accept()
+                    self._take_own()
+
+    def connect(self) -> socket.socket:
+        """A connection from the daemon to itself, with a reader's role.
+
+        It goes the way of every other, but the limits do not count it: clients cannot take its place, nor it theirs.
+        Raises OSError once the server is stopped.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(self._wake, [b"."], [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        return ours
 
     def _accept(self) -> None:
         try:
@@ -89,6 +108,15 @@ class Server:
             return
         self._admit(connection)
 
+    def _take_own(self) -> None:
+        """Take what ``connect`` has handed over."""
+        try:
+            _, descriptors, _, _ = socket.recv_fds(self._woken, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return  # there is none
+        for descriptor in descriptors:
+            self._admit(socket.socket(fileno=descriptor), own=True)
+
     def stop(self) -> None:
         """Accept no more, and end every connection after the answer that is being made."""
         self._stopping = True
@@ -100,23 +128,26 @@ class Server:
         with self._closed:
             self._closed.wait_for(lambda: not self._open, _LAST_ANSWERS)
 
-    def _admit(self, connection: socket.socket) -> None:
+    def _admit(self, connection: socket.socket, own: bool = False) -> None:
         try:
             peer = peer_of(connection)
         except OSError as error:
             records.PEER_UNKNOWN.tell(reason=error)
             connection.close()
             return
-        refusal = self._register(connection, peer)
+        role = Role.READER if own else self.access.role_of(peer)
+        refusal = self._register(connection, None if own else peer.uid)
         if refusal is not None:
             self._turn_away(connection, peer, refusal)
             return
-        thread = threading.Thread(target=self._serve, args=(connection, peer), name=f"uid {peer.uid}", daemon=True)
+        thread = threading.Thread(
+            target=self._serve, args=(connection, Client(peer, role)), name=f"uid {peer.uid}", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError as error:  # no thread is to be had
             self._turn_away(connection, peer, Busy(f"the connection cannot be served now: {error}", "try again later"))
-            self._unregister(connection, peer)
+            self._unregister(connection)
 
     def _turn_away(self, connection: socket.socket, peer: Peer, refusal: Busy) -> None:
         records.CONNECTION_REFUSED.tell(uid=peer.uid, pid=peer.pid, reason=refusal.message)
@@ -124,31 +155,37 @@ class Server:
         _tell(Outlet(connection, 0), refusal)
         connection.close()
 
-    def _register(self, connection: socket.socket, peer: Peer) -> Busy | None:
+    def _register(self, connection: socket.socket, uid: int | None) -> Busy | None:
         with self._lock:
-            if len(self._open) >= self._limits.connections:
-                return Busy(f"all {self._limits.connections} connections are in use", "close one, or try again later")
-            if self._by_uid[peer.uid] >= self._limits.connections_per_uid:
-                limit = self._limits.connections_per_uid
-                return Busy(f"uid {peer.uid} has all of its {limit} connections open", "close one, or try again later")
-            self._open[connection] = peer.uid
-            self._by_uid[peer.uid] += 1
+            refusal = None if uid is None else self._refuse(uid)
+            if refusal is None:
+                self._open[connection] = uid
+                self._by_uid.update(() if uid is None else (uid,))
+            return refusal
+
+    def _refuse(self, uid: int) -> Busy | None:
+        """Why a client of that uid cannot have another connection now; None where it can."""
+        if self._by_uid.total() >= self._limits.connections:
+            return Busy(f"all {self._limits.connections} connections are in use", "close one, or try again later")
+        if self._by_uid[uid] >= self._limits.connections_per_uid:
+            limit = self._limits.connections_per_uid
+            return Busy(f"uid {uid} has all of its {limit} connections open", "close one, or try again later")
         return None
 
-    def _serve(self, connection: socket.socket, peer: Peer) -> None:
+    def _serve(self, connection: socket.socket, client: Client) -> None:
         try:
             connection.setblocking(False)
-            Conversation(connection, self._dispatcher, Client(peer, self.access.role_of(peer)), self._limits).run()
+            Conversation(connection, self._dispatcher, client, self._limits).run()
         except OSError as error:
-            log.debug("the connection of uid %d pid %d ended: %s", peer.uid, peer.pid, error)
+            log.debug("the connection of uid %d pid %d ended: %s", client.peer.uid, client.peer.pid, error)
         finally:
             connection.close()
-            self._unregister(connection, peer)
+            self._unregister(connection)
 
-    def _unregister(self, connection: socket.socket, peer: Peer) -> None:
+    def _unregister(self, connection: socket.socket) -> None:
         with self._closed:
-            del self._open[connection]
-            self._by_uid[peer.uid] -= 1
+            uid = self._open.pop(connection)
+            self._by_uid.subtract(() if uid is None else (uid,))
             self._closed.notify_all()
 
 
