@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from volattachd import records
-from volattachd.drivers.base import Step, TargetDriver
+from volattachd.drivers.base import Session, Step, TargetDriver
 from volattachd.errors import DriverError, VolattachError
 from volattachd.lifecycle import EXPORTED, GRANTED
 from volattachd.model import Attachment, Condition, Export, Grant, Volume
@@ -109,6 +109,11 @@ class Converger:
         """The targets under our prefix, whether or not a volume accounts for them."""
         with self._boundary:
             return self.driver.list_exports()
+
+    def list_sessions(self, target_name: str) -> list[Session]:
+        """Who is logged in to a target now."""
+        with self._boundary:
+            return self.driver.list_sessions(target_name)
 
     def plan_removal(self, target_name: str) -> list[Step]:
         """The steps that remove a target of ours that no volume accounts for."""

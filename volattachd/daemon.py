@@ -27,6 +27,7 @@ from volattachd.drivers.base import Portal, TargetDriver
 from volattachd.errors import ConfigError, DriverError, JournalUnusable
 from volattachd.hostwatch import HostWatch
 from volattachd.journal import Journal
+from volattachd.metrics import Metrics
 from volattachd.portals import names_interface, resolve_portals
 from volattachd.rpc import openrpc, server
 from volattachd.rpc.access import Access
@@ -132,7 +133,8 @@ class Daemon:
         settings = self._settings
         access = Access(settings)
         driver = registry.load(settings.driver)(settings.iqn_prefix, _portals_at_start(settings))
-        journal = Journal(settings.state_dir, on_failure=self._journal_failed)
+        metrics = Metrics()
+        journal = Journal(settings.state_dir, on_failure=self._journal_failed, on_commit=metrics.measure_commit)
         records.STARTING.tell(
             version=__version__,
             driver=driver.name,
@@ -144,12 +146,13 @@ class Daemon:
         # Bound before the target is looked at, listening but not accepting: a second daemon ends here.
         listener = server.activated_socket() or server.bind_socket(settings.socket)
         driver.start()
-        service = Service(settings, journal, driver)
+        service = Service(settings, journal, driver, metrics)
         service.upkeep.start_up()
         limits = server.Limits(
             settings.connections, settings.connections_per_uid, settings.message_seconds, settings.unread_seconds
         )
-        served = server.Server(listener, Dispatcher(_handlers(service)), access, limits)
+        dispatcher = Dispatcher(_handlers(service), metrics.count_call)
+        served = server.Server(listener, dispatcher, access, limits)
         watchdog = Watchdog(served.connect, partial(self._feed_watchdog, service), _watchdog_pause())
         return _Parts(journal, driver, service, served, watchdog)
 

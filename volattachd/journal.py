@@ -92,13 +92,17 @@ class Journal:
         on_failure: Callable[[BaseException], None] | None = None,
         connect: Callable[[Path], sqlite3.Connection] | None = None,
         migrations: Sequence[Migration] = MIGRATIONS,
+        on_commit: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Take the lock, check, migrate and load. ``connect`` opens the file: the seam for tests of faults.
+        ``on_commit`` is told the seconds that each commit took.
 
         Raises JournalUnusable (files untouched) where another daemon holds the directory, others could read
         it, or the file is damaged or from a newer version.
         """
         self._on_failure = on_failure
+        self._on_commit = on_commit
+        self._path = state_dir / "journal.db"
         self._queue: list[_Waiting] = []
         self._queue_lock = threading.Lock()
         self._writer = threading.Lock()
@@ -153,7 +157,7 @@ class Journal:
         return waiting.seq
 
     def _commit_batch(self, batch: list[_Waiting]) -> None:
-        error = self._failed
+        error, began = self._failed, time.monotonic()
         if error is None:
             try:
                 seqs = self._write([waiting.change for waiting in batch])
@@ -167,6 +171,7 @@ class Journal:
         for waiting, seq in zip(batch, seqs, strict=True):
             self._apply(waiting.change)
             self.seq = waiting.seq = seq
+        self._on_commit(time.monotonic() - began)
         self.wake()
 
     def _fail(self, failure: BaseException) -> None:
@@ -320,6 +325,19 @@ class Journal:
             self._check_alive()
             self._db.backup(target, pages=_COPY_PAGES, progress=let_others_in)
             return self.seq
+
+    def size(self) -> int:
+        """Bytes of the file and of its log.
+
+        Asked by name: a descriptor of the file that is opened and closed would end the locks that SQLite has on it.
+        """
+        found = 0
+        for path in (self._path, self._path.with_name(self._path.name + "-wal")):
+            try:
+                found += os.stat(path).st_size
+            except FileNotFoundError:
+                continue
+        return found
 
     def count_hour(self) -> None:
         """Note that the daemon has run for one more hour."""

@@ -42,6 +42,7 @@ from volattachd.errors import (
 from volattachd.history import Feed, Trimmer
 from volattachd.journal import Change, Journal
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
+from volattachd.metrics import Metrics, Present
 from volattachd.model import DAEMON, Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
 from volattachd.portals import reachable_portals, resolve_portals
 from volattachd.repair import Conditions, Repairer
@@ -59,7 +60,7 @@ _REGISTRY = "the registry of volumes"
 class Service:
     """The calls, over one journal and one target."""
 
-    def __init__(self, config: Config, journal: Journal, driver: TargetDriver) -> None:
+    def __init__(self, config: Config, journal: Journal, driver: TargetDriver, metrics: Metrics | None = None) -> None:
         self.journal = journal
         self.driver = driver
         self._rows = Selection(journal)
@@ -86,6 +87,9 @@ class Service:
         self._trimmer = Trimmer(journal, config.days, config.rows)
         self.upkeep.expire = self._clear_up
         self.upkeep.resolve_portals = partial(resolve_portals, config.portals)
+        self._metrics = metrics or Metrics()
+        self._metrics.show(Present(journal, self._conditions, self.upkeep, driver.name))
+        self.upkeep.on_repair = self._metrics.count_repairs
         self.ready = False
 
     # The life cycle.
@@ -317,6 +321,7 @@ class Service:
             self._repairer.converge(export_of(row, ()))
             self.journal.commit(Change("unregister_volume", caller, volume, before=volume_view(row, (), ()), drop=row))
             self._conditions.clear(volume)
+            self.upkeep.sessions.pop(volume, None)
             return {"volume": volume}
 
         return self._in_turn(volume, "unregister_volume", body, touches_target=True)
@@ -398,6 +403,10 @@ class Service:
             "seq": self.journal.seq,
             "boot_id": self.journal.boot_id,
         }
+
+    def get_metrics(self, caller: Caller) -> str:
+        """Counts, times and what there is, in Prometheus' text format."""
+        return self._metrics.text()
 
     def degraded(self) -> list[tuple[str, Condition]]:
         """Every condition with the name of its volume."""

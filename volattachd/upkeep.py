@@ -21,7 +21,7 @@ from volattachd.devices import concerns
 from volattachd.drivers.base import Difference, Portal, Step
 from volattachd.errors import ConfigError, DriverError, JournalFailed
 from volattachd.journal import Journal
-from volattachd.model import Volume
+from volattachd.model import Export, Volume
 from volattachd.repair import Conditions, Repairer
 from volattachd.turns import Deadline, Task, Turns, Workers
 
@@ -90,7 +90,11 @@ class Upkeep:
         #: The portals that the configuration means now: addresses of an interface come and go.
         self.resolve_portals: Callable[[], Sequence[Portal]] = lambda: self._converger.driver.portals
         self.expire: Callable[[], None] = lambda: None
+        #: Told of the differences that a visit has mended.
+        self.on_repair: Callable[[Sequence[str]], None] = lambda differences: None
         self.passes = 0
+        #: How many initiators were logged in to each volume when it was visited last.
+        self.sessions: dict[str, int] = {}
 
     def start_up(self) -> None:
         """Make the target what the journal says, revocations included, before anybody is served.
@@ -209,19 +213,30 @@ class Upkeep:
 
     def _mend(self, volume: Volume) -> View | None:
         try:
-            done = self._repairer.look_after(self._repairer.wanted(volume))
+            want = self._repairer.wanted(volume)
+            done = self._repairer.look_after(want)
         except DriverError as error:
             self._put_off(volume.id)
             return _line(volume.id, volume.target_name, error=error.message)
+        self._count_sessions(want)
         self._backoffs.pop(volume.id, None)
         self._conditions.clear(volume.id, "Pending")
         if not done:
             return None
         line = _line(volume.id, volume.target_name, done)
+        self.on_repair(line["differences"])
         records.MENDED.tell(
             volume=volume.id, differences=", ".join(line["differences"]), steps="; ".join(line["steps"])
         )
         return line
+
+    def _count_sessions(self, want: Export) -> None:
+        """Here, in a worker of the volume's own: listing the sessions of a stalled device does not return."""
+        try:
+            found = self._converger.list_sessions(want.volume.target_name) if want.grants else []
+        except DriverError:
+            return  # the number stays as it was seen last; a target that is broken fails the next plan, which tells
+        self.sessions[want.volume.id] = len(found)
 
     def _orphans(self) -> list[str]:
         """Targets of ours that no volume accounts for, whatever prefix it was registered under.
@@ -247,7 +262,9 @@ class Upkeep:
         finally:
             self._turns.give_back(name)
         records.ORPHAN_REMOVED.tell(target=name)
-        return _line(None, name, done)
+        line = _line(None, name, done)
+        self.on_repair(line["differences"])
+        return line
 
     def _due(self, volumes: Iterable[str]) -> list[str]:
         """Those that are not put off."""

@@ -35,6 +35,7 @@ UUID = "6f1c8a52-9d0e-4b7a-8f23-5c1d2e3f4a5b"
             {"volume": "v", "attachment_id": UUID, "since": 0, "limit": 5},
         ),
         ("status", "get_status", {}),
+        ("metrics", "get_metrics", {}),
         ("reconcile", "reconcile", {}),
         ("reconcile --dry-run", "reconcile", {"dry_run": True}),
         ("call show_volume volume=v", "show_volume", {"volume": "v"}),
@@ -95,6 +96,41 @@ def test_reconcile_tells_by_its_exit_code_that_something_could_not_be_mended(
 ) -> None:
     answer = {"dry_run": False, "volumes": [{"volume": "v", "steps": ["a step"], "error": error}]}
     assert run("reconcile", script=[result(answer)]).code == code
+
+
+def test_metrics_are_printed_line_by_line(run: Run) -> None:
+    assert run("metrics", script=[result("# TYPE a gauge\na 1.0\n")]).out == "# TYPE a gauge\na 1.0\n"
+
+
+@pytest.mark.parametrize("before", [None, "old and longer than the new one"])
+def test_metrics_replace_a_file_that_everybody_may_read(run: Run, tmp_path: Path, before: str | None) -> None:
+    directory = tmp_path / "collector"
+    directory.mkdir()
+    path = directory / "volattachd.prom"
+    if before is not None:
+        path.write_text(before)
+    ran = run("metrics", "--textfile", str(path), script=[result("a 1.0\n")])
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("a 1.0\n", 0o644)
+    assert list(directory.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("reply", [failure(1009, "busy"), result(None)])
+def test_without_metrics_the_file_stays_as_it_was(run: Run, tmp_path: Path, reply: Any) -> None:
+    path = tmp_path / "x.prom"
+    path.write_text("old")
+    assert run("metrics", "--textfile", str(path), script=[reply]).code != 0
+    assert path.read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.prom").mkdir()
+    (tmp_path / "x.prom" / "file").touch()
+    for path in (tmp_path / "missing" / "x.prom", tmp_path / "x.prom"):
+        ran = run("metrics", "--textfile", str(path), script=[result("a 1.0\n")])
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.err.startswith(f"volattach: cannot write {path}: ")
+    assert not list(tmp_path.glob(".x.prom*"))
 
 
 def test_every_command_is_told_in_a_line_of_its_own() -> None:

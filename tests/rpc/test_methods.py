@@ -29,6 +29,7 @@ SIGNATURES = {
     "get_history": "volume? attachment_id? since? limit?",
     "reconcile": "dry_run?",
     "get_status": "",
+    "get_metrics": "",
     "rpc.discover": "",
 }
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from volattachd.cli.exits import UsageError
 from volattachd.errors import AttachmentNotFound, VolumeNotFound
 from volattachd.rpc.connection import Connection
+from volattachd.rpc.exchange import ClientError
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # compiled where it is wanted: a start is cheap without
 
@@ -127,6 +128,24 @@ def _status(connection: Connection, _: argparse.Namespace) -> Outcome:
     return _made(connection, "get_status")
 
 
+def _metrics_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--textfile", metavar="FILE", help="replace FILE by them, whole or not at all, and print nothing"
+    )
+
+
+def _metrics(connection: Connection, args: argparse.Namespace) -> Outcome | Iterator[Outcome]:
+    outcome = _made(connection, "get_metrics")
+    if args.textfile is None:
+        return outcome
+    from volattachd.cli.textfile import replace_file
+
+    if not isinstance(outcome.result, str):
+        raise ClientError("the daemon's answer to get_metrics is no text", "see that both have the same version")
+    replace_file(args.textfile, outcome.result)
+    return iter(())
+
+
 def _reconcile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only tell the steps")
 
@@ -197,5 +216,6 @@ COMMANDS: tuple[Command, ...] = (
     Command("doctor", "look at both sides, and say what is wrong and what to do", _no_options, _doctor),
     Command("completion", "print what a shell reads to complete this command", _completion_options, _completion),
     Command("dial-stdio", "pass standard input and output to the daemon: the far side of --host", _no_options, _dial),
+    Command("metrics", "counts and times, for Prometheus", _metrics_options, _metrics),
     Command("reconcile", "make the target equal to the journal", _reconcile_options, _reconcile),
 )

@@ -198,6 +198,11 @@ STATUS: Schema = {
         "boot_id": {"type": "string"},
     },
 }
+METRICS: Schema = {
+    "type": "string",
+    "description": "Prometheus' text format, version 0.0.4",
+    "examples": ["# TYPE volattachd_sessions gauge\nvolattachd_sessions 3.0\n"],
+}
 SUBSCRIPTION: Schema = {
     "type": "object",
     "properties": {
@@ -378,6 +383,14 @@ METHODS: tuple[Method, ...] = (
         Role.READER,
         (),
         STATUS,
+        changes=False,
+    ),
+    Method(
+        "get_metrics",
+        "Counts, times and what there is, in Prometheus' text format.",
+        Role.READER,
+        (),
+        METRICS,
         changes=False,
     ),
     Method(

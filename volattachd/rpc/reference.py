@@ -286,6 +286,8 @@ def _result(schema: Schema) -> str:
         return str(schema["description"]).partition(";")[0]
     if schema.get("type") == "array":
         return f"an array, each of {_result(schema['items'])}"
+    if schema.get("type") == "string":
+        return f"a string: {schema['description']}"
     members = ", ".join(f"`{name}`" for name in schema.get("properties", {}))
     return f"an object with {members}" if members else "an object"
 
@@ -326,6 +328,8 @@ def _sample(name: str, schema: Schema) -> Any:
         return _SAMPLES[name]
     if kind == "array":
         return [_sample("", schema["items"])]
+    if "examples" in schema:
+        return schema["examples"][0]
     if kind == "object":
         return {key: _sample(key, value) for key, value in schema["properties"].items()}
     return 1
