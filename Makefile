@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 DEMO_PACKAGES := tgt qemu-utils qemu-block-extra
 TEST_PACKAGES := $(DEMO_PACKAGES) libiscsi-bin user-mode-linux mmdebstrap e2fsprogs zsh fish openssh-client
-CHECKED := volattachd demo tests $(if $(wildcard bench/*.py),bench)
+CHECKED := volattachd demo manual tests bench
 
 
 .PHONY: help demo test soak lint format docs docs-check guest-test guest-shell clean
@@ -52,10 +52,12 @@ format: $(READY)
 
 docs: $(READY)
 	@$(RUN) -m volattachd.rpc.reference
+	@$(RUN) -m manual
 
 docs-check: $(READY)
 	@echo "==> generated documents"
 	@$(RUN) -m volattachd.rpc.reference --check
+	@$(RUN) -m manual --check
 
 guest-test: test-packages $(READY)
 	@test -n "$(T)" || { echo "say which: make guest-test T=tests/guest/inside/test_calls.py::NAME" >&2; exit 2; }

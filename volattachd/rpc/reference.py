@@ -1,6 +1,6 @@
 """Writes the reference in docs/ from the tables that the daemon runs by, or checks that it is up to date.
 
-python -m volattachd.rpc.reference           writes docs/methods.md, docs/errors.md and docs/states.md
+python -m volattachd.rpc.reference           writes docs/methods.md, docs/errors.md, docs/states.md and docs/records.md
 python -m volattachd.rpc.reference --check   names the files that are stale, and fails if there are any
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from volattachd import errors, lifecycle
+from volattachd import errors, lifecycle, records
 from volattachd.lifecycle import TRANSITIONS, Call
 from volattachd.model import State
 from volattachd.rpc.methods import ATTACHMENT, METHODS, VOLUME, Method, Param, Schema
@@ -124,7 +125,12 @@ _LEAVES_NONE = {"detach", "unreserve_volume", "register_volume"}
 
 def pages() -> dict[str, str]:
     """The text of every generated page, by file name."""
-    return {"methods.md": methods_page(), "errors.md": errors_page(), "states.md": states_page()}
+    return {
+        "methods.md": methods_page(),
+        "errors.md": errors_page(),
+        "states.md": states_page(),
+        "records.md": records_page(),
+    }
 
 
 def methods_page() -> str:
@@ -185,6 +191,27 @@ def states_page() -> str:
         "",
         *_table(("State", "Exported", "Access granted", "The next call"), (_state_row(s) for s in _STATES)),
     )
+
+
+def records_page() -> str:
+    """docs/records.md."""
+    return _page(
+        "What the log tells",
+        "Each record is of one of these kinds. Under systemd it has the `MESSAGE_ID` of the table, which is fixed for",
+        "ever, and fields for what its line names; [monitoring.md](monitoring.md) has the queries. Elsewhere the line",
+        "goes to standard error. `journalctl -x` shows what it means.",
+        "",
+        *_table(("Field", "Is the line's"), ((f"`{field}`", name) for name, field in records.FIELDS.items())),
+        "",
+        *_table(
+            ("Priority", "Line", "Means, and what to do", "MESSAGE_ID"), map(_record_row, records.kinds().values())
+        ),
+    )
+
+
+def _record_row(kind: records.Kind) -> tuple[str, ...]:
+    meaning = re.sub(r"@(\w+)@", r"`\1`", f"{kind.subject}. {kind.explanation}")
+    return logging.getLevelName(kind.level).lower(), f"`{kind.line}`", meaning, f"`{kind.id}`"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ KERNEL = "linux.uml"
 MODULES = Path("/usr/lib/uml/modules")
 HOST_PACKAGES = "user-mode-linux mmdebstrap e2fsprogs"
 _PACKAGES = (
+    "jq python3-prometheus-client "
     "busybox-static dbus dmsetup e2fsprogs fio iproute2 iputils-ping kmod libiscsi-bin lvm2 multipath-tools "
     "open-iscsi openssh-client openssh-server procps psmisc python3 python3-fastjsonschema "
     "python3-hypothesis python3-jsonschema python3-pyroute2 python3-pytest python3-pyudev "

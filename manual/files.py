@@ -1,0 +1,32 @@
+"""The files of the manual: where each is, and what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from manual.catalogue import write_catalogue
+
+FILES: dict[str, Callable[[], str]] = {
+    "packaging/systemd/catalog/volattachd.catalog": write_catalogue,
+}
+
+
+def write(root: Path) -> None:
+    """Write every file."""
+    for name, make in FILES.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(make(), encoding="utf-8")
+
+
+def stale(root: Path) -> list[str]:
+    """The names of the files that are missing or differ from what the tables say."""
+    return [name for name, make in FILES.items() if _read(root / name) != make()]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
