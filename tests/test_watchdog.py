@@ -54,8 +54,7 @@ def watching(server: Server) -> Iterator[Meals]:
         return server.connect()
 
     watchdog = Watchdog(connect, meals.feed, 0.001)
-    thread = threading.Thread(target=watchdog.run, daemon=True)
-    thread.start()
+    watchdog.start()
     try:
         yield meals
     finally:
@@ -187,8 +186,10 @@ def test_a_server_that_was_stopped_cannot_be_asked(tmp_path: Path) -> None:
         server.connect()
 
 
-def test_without_a_watchdog_nothing_is_asked(tmp_path: Path) -> None:
+def test_without_a_watchdog_there_is_no_thread_that_asks() -> None:
     def fail() -> Any:
         raise AssertionError("it asked")
 
-    Watchdog(fail, fail, None).run()
+    before = threading.enumerate()
+    Watchdog(fail, fail, None).start()
+    assert threading.enumerate() == before

@@ -115,13 +115,14 @@ class Daemon:
         upkeep = parts.service.upkeep
         threads = [
             threading.Thread(target=self._or_end, args=(body,), name=name, daemon=True)
-            for name, body in (("accept", parts.server.run), ("upkeep", upkeep.run), ("watchdog", parts.watchdog.run))
+            for name, body in (("accept", parts.server.run), ("upkeep", upkeep.run))
         ]
         follows = names_interface(self._settings.portals)
         HostWatch(upkeep.note_device, upkeep.note_everything, addresses=follows).start()
         parts.service.ready = True
         for thread in threads:
             thread.start()
+        parts.watchdog.start()
         records.READY.tell(socket=self._settings.socket)
         self._notify("READY=1")
         self._tell_status(parts.service)

@@ -31,9 +31,13 @@ class Watchdog:
         self._pause = pause
         self._stopped = threading.Event()
 
-    def run(self) -> None:
-        """Until ``stop``."""
-        while self._pause is not None and not self._stopped.wait(self._pause):
+    def start(self) -> None:
+        """Begin, in a thread that ends with the process, or with ``stop``."""
+        if self._pause is not None:
+            threading.Thread(target=self._run, args=(self._pause,), name="watchdog", daemon=True).start()
+
+    def _run(self, pause: float) -> None:
+        while not self._stopped.wait(pause):
             if self._is_answered():
                 self._feed()
 
