@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 DEMO_PACKAGES := tgt qemu-utils qemu-block-extra
-TEST_PACKAGES := $(DEMO_PACKAGES) libiscsi-bin user-mode-linux mmdebstrap e2fsprogs zsh fish openssh-client
+TEST_PACKAGES := $(DEMO_PACKAGES) libiscsi-bin user-mode-linux mmdebstrap e2fsprogs groff-base zsh fish openssh-client
 CHECKED := volattachd demo manual tests bench
 
 

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from manual.catalogue import write_catalogue
+from manual.pages import write_client_page, write_config_page, write_daemon_page
 
 FILES: dict[str, Callable[[], str]] = {
+    "docs/man/volattachd.8": write_daemon_page,
+    "docs/man/volattach.1": write_client_page,
+    "docs/man/volattachd.toml.5": write_config_page,
     "packaging/systemd/catalog/volattachd.catalog": write_catalogue,
 }
 

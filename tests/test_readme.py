@@ -87,7 +87,7 @@ def test_every_command_and_call_that_is_typed_is_there(name: str) -> None:
 
 @EVERY_PAGE
 def test_every_option_of_the_daemon_that_is_named_is_there(name: str) -> None:
-    options = daemon._parser().format_help()
+    options = daemon.build_parser().format_help()
     for option in re.findall(r"\bvolattachd (--[a-z-]+)", code(TEXTS[name])):
         assert option in options, option
 

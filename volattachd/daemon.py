@@ -41,7 +41,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78  # 78: EX_CONFIG in 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program ``volattachd``; the answer is its exit code."""
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_args(argv)
     logs.set_up(logging.DEBUG if options.debug else logging.INFO)
     try:
         settings = _settings(options)
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the program; the manual is made from them too."""
     parser = argparse.ArgumentParser(prog="volattachd", description="Attach and detach volumes over iSCSI.")
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"configuration (default {config.DEFAULT_FILE})")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="where the journal is kept")
