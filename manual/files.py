@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from manual.catalogue import write_catalogue
+from manual.example import write_example
 from manual.pages import write_client_page, write_config_page, write_daemon_page
 
 FILES: dict[str, Callable[[], str]] = {
+    "docs/volattachd.toml": write_example,
     "docs/man/volattachd.8": write_daemon_page,
     "docs/man/volattach.1": write_client_page,
     "docs/man/volattachd.toml.5": write_config_page,

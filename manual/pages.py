@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
+from manual.example import toml
 from manual.roff import entry, example, page, section, subsection, text
 from volattachd import config, daemon
 from volattachd.cli.exits import EXITS
@@ -141,15 +140,8 @@ def write_config_page() -> str:
 
 
 def _keys(name: str, rows: Iterable[tuple[str, str, str, Any]]) -> list[str]:
-    entries = (entry(key, _sentence(summary), f"Default: {_toml(value)}") for _, key, summary, value in rows)
+    entries = (entry(key, _sentence(summary), f"Default: {toml(value)}") for _, key, summary, value in rows)
     return subsection(f"[{name}]", *entries)
-
-
-def _toml(value: Any) -> str:
-    """A default as it would be written in the file."""
-    if isinstance(value, Path):
-        return json.dumps(str(value))
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _synopsis(program: str, actions: Iterable[argparse.Action]) -> list[str]:
