@@ -85,6 +85,7 @@ def test_only_the_stalled_volume_is_pending_and_it_finishes_by_itself(
     status = program.call("get_status")
     assert (status["ready"], status["pending"]) == (True, ["stalled"])
     cycle(program, volume, host2)
+    assert 'volattachd_conditions{kind="Pending"} 1.0' in program.call("get_metrics"), "a monitor need not wait"
     again = program.refused("terminate_connection", **force)
     assert again.kind == "Busy", "sent again while it waits, it is told so again"
     assert program.call("reconcile", dry_run=True)["volumes"] == [], "a pass does not wait for it"
