@@ -186,6 +186,31 @@ def test_a_server_that_was_stopped_cannot_be_asked(tmp_path: Path) -> None:
         server.connect()
 
 
+def hang_up() -> socket.socket:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return ours
+
+
+def refuse() -> socket.socket:
+    raise ConnectionRefusedError
+
+
+@pytest.mark.parametrize("connect", [hang_up, refuse])
+def test_a_connection_that_ends_without_an_answer_does_not_feed_it(connect: Callable[[], socket.socket]) -> None:
+    meals = Meals()
+
+    def ask() -> socket.socket:
+        meals.asked += 1
+        return connect()
+
+    watchdog = Watchdog(ask, meals.feed, 0.001)
+    watchdog.start()
+    wait_until(lambda: meals.asked >= 5)
+    watchdog.stop()
+    assert meals.fed == 0
+
+
 def test_without_a_watchdog_there_is_no_thread_that_asks() -> None:
     def fail() -> Any:
         raise AssertionError("it asked")
