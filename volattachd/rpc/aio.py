@@ -211,6 +211,7 @@ class Client:
     show_attachment = _Method(calls.show_attachment)
     get_history = _Method(calls.get_history)
     reconcile = _Method(calls.reconcile)
+    get_metrics = _Method(calls.get_metrics)
     get_status = _Method(calls.get_status)
     subscribe = _Method(calls.subscribe)
     unsubscribe = _Method(calls.unsubscribe)

@@ -175,6 +175,11 @@ def reconcile(dry_run: bool | None = None) -> Call[results.Reconciliation]:
     return Call("reconcile", bool(dry_run), {"dry_run": dry_run})
 
 
+def get_metrics() -> Call[str]:
+    """Counts and times in Prometheus' text format."""
+    return Call("get_metrics", True, {})
+
+
 def get_status() -> Call[results.Status]:
     """Whether the daemon is ready, what is degraded and why, and what is pending."""
     return Call("get_status", True, {})
