@@ -7,12 +7,14 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 DEMO_PACKAGES := tgt qemu-utils qemu-block-extra
-TEST_PACKAGES := $(DEMO_PACKAGES) libiscsi-bin user-mode-linux mmdebstrap e2fsprogs groff-base zsh fish openssh-client
+TEST_PACKAGES = $(DEMO_PACKAGES) $(DEB_PACKAGES) lintian libiscsi-bin user-mode-linux mmdebstrap e2fsprogs \
+    groff-base zsh fish openssh-client
+DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools
 CHECKED := volattachd demo manual tests bench
 
 
-.PHONY: help demo test soak lint format docs docs-check guest-test guest-shell clean
-.PHONY: demo-packages test-packages python-packages
+.PHONY: help demo test soak lint format docs docs-check guest-test guest-shell deb clean
+.PHONY: demo-packages test-packages deb-packages python-packages
 .NOTPARALLEL:
 
 help:
@@ -24,6 +26,7 @@ help:
 	@echo "make docs           write the generated documents again"
 	@echo "make guest-test     one test in a guest with a kernel of its own: T=path::name"
 	@echo "make guest-shell    a shell in such a guest"
+	@echo "make deb            the Debian packages, into dist/debian"
 	@echo "make clean          remove what the others made here"
 
 demo: demo-packages $(READY)
@@ -33,7 +36,7 @@ test: test-packages lint docs-check
 	@echo "==> pytest"
 	@$(RUN) -m pytest --durations=5 $(ARGS)
 
-SOAKED := tests/model tests/faults tests/guest/test_power.py \
+SOAKED := tests/model tests/faults tests/guest/test_power.py tests/guest/test_package.py \
     $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py)
 
 soak: test-packages $(READY)
@@ -42,13 +45,13 @@ soak: test-packages $(READY)
 
 lint: $(READY)
 	@echo "==> ruff and mypy"
-	@$(RUN) -m ruff check --quiet $(CHECKED)
-	@$(RUN) -m ruff format --quiet --check $(CHECKED)
+	@$(RUN) -m ruff check --quiet $(CHECKED) packaging
+	@$(RUN) -m ruff format --quiet --check $(CHECKED) packaging
 	@$(RUN) -m mypy --strict $(CHECKED)
 
 format: $(READY)
-	@$(RUN) -m ruff check --fix $(CHECKED)
-	@$(RUN) -m ruff format $(CHECKED)
+	@$(RUN) -m ruff check --fix $(CHECKED) packaging
+	@$(RUN) -m ruff format $(CHECKED) packaging
 
 docs: $(READY)
 	@$(RUN) -m volattachd.rpc.reference
@@ -65,6 +68,10 @@ guest-test: test-packages $(READY)
 
 guest-shell: test-packages $(READY)
 	@$(RUN) -m tests.guest.harness shell
+
+deb: deb-packages $(READY)
+	@PYTHON=$(abspath $(RUN)) packaging/build-deb $(abspath dist/debian)
+	@ls dist/debian/*.deb
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
@@ -105,6 +112,9 @@ demo-packages:
 
 test-packages:
 	$(call install,$(PYTHON_PACKAGES) $(TEST_PACKAGES))
+
+deb-packages:
+	$(call install,$(PYTHON_PACKAGES) $(DEB_PACKAGES))
 
 python-packages:
 	$(call install,$(PYTHON_PACKAGES))

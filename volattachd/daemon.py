@@ -24,7 +24,7 @@ import sdnotify
 from volattachd import __version__, config, logs, records
 from volattachd.drivers import registry
 from volattachd.drivers.base import Portal, TargetDriver
-from volattachd.errors import ConfigError, DriverError, JournalUnusable
+from volattachd.errors import ConfigError, DriverError, JournalDamaged, JournalUnusable
 from volattachd.hostwatch import HostWatch
 from volattachd.journal import Journal
 from volattachd.metrics import Metrics
@@ -36,7 +36,8 @@ from volattachd.rpc.methods import METHODS
 from volattachd.service import Service
 from volattachd.watchdog import Watchdog
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG = 0, 1, 2, 78  # 78: EX_CONFIG in sysexits.h
+#: Those that have a name in sysexits.h are as there: EX_DATAERR, EX_CONFIG. The unit does not start again after them.
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DAMAGED, EXIT_CONFIG = 0, 1, 2, 65, 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,11 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_OK
         return Daemon(settings).run()
     except ConfigError as error:
-        records.CONFIG_REFUSED.tell(reason=error)
-        return EXIT_CONFIG
+        return _refuse(records.CONFIG_REFUSED, error, EXIT_CONFIG)
+    except JournalDamaged as error:
+        return _refuse(records.START_FAILED, error, EXIT_DAMAGED)
     except (JournalUnusable, DriverError) as error:
-        records.START_FAILED.tell(reason=error)
-        return EXIT_FAILED
+        return _refuse(records.START_FAILED, error, EXIT_FAILED)
+
+
+def _refuse(kind: records.Kind, error: Exception, code: int) -> int:
+    """Say why there is no daemon: in the log, and where ``systemctl status`` shows it."""
+    kind.tell(reason=error)
+    sdnotify.SystemdNotifier().notify("STATUS=" + str(error).translate({ord("
+"): " "}))
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:

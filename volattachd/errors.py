@@ -152,5 +152,9 @@ class JournalUnusable(Exception):
     """The journal cannot be opened: locked, damaged, from a newer version, or with unsafe permissions."""
 
 
+class JournalDamaged(JournalUnusable):
+    """It cannot be used until somebody restores it or installs the version that wrote it: a start mends nothing."""
+
+
 class ConfigError(Exception):
     """The configuration file cannot be used; the message names file, line and key."""

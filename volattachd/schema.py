@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from volattachd.errors import JournalUnusable
+from volattachd.errors import JournalDamaged, JournalUnusable
 
 #: A script of statements, or a function over the connection, which is inside a transaction.
 Migration = str | Callable[[sqlite3.Connection], None]
@@ -73,7 +73,7 @@ def verify(path: Path, migrations: Sequence[Migration], read: Callable[[sqlite3.
     log = path.with_name(path.name + "-wal")
     if _size(path) == 0:
         if _size(log) > 0:
-            raise JournalUnusable(f"{path} is empty or missing, and its log {log.name} is not: {_RESTORE}")
+            raise JournalDamaged(f"{path} is empty or missing, and its log {log.name} is not: {_RESTORE}")
         return
     try:
         with _look(path, log) as db:
@@ -105,7 +105,7 @@ def unusable(path: Path, error: sqlite3.Error) -> JournalUnusable:
         return JournalUnusable(f"{path} cannot be used: {told}: end the program that has it open")
     if "full" in told or "I/O" in told or "unable to open" in told:
         return JournalUnusable(f"{path} cannot be used: {told}: make room, or mend the disk, and start again")
-    return JournalUnusable(f"{path} cannot be used: {told}; {_RESTORE}")
+    return JournalDamaged(f"{path} cannot be used: {told}; {_RESTORE}")
 
 
 def _size(path: Path) -> int:
@@ -148,16 +148,16 @@ def _check(
 ) -> None:
     version, known = db.execute("PRAGMA user_version").fetchone()[0], len(migrations)
     if version > known:
-        raise JournalUnusable(
+        raise JournalDamaged(
             f"{path} has schema version {version}, and this volattachd knows {known}:"
             " install the version that wrote it, or restore an older backup"
         )
     problems = [row[0] for row in db.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
     problems += [f"a row of {row[0]} refers to nothing in {row[2]}" for row in db.execute("PRAGMA foreign_key_check")]
     if problems:
-        raise JournalUnusable(f"{path} is damaged ({'; '.join(problems[:5])}): {_RESTORE}")
+        raise JournalDamaged(f"{path} is damaged ({'; '.join(problems[:5])}): {_RESTORE}")
     if _tables(db) != _tables_of(migrations[:version]):
-        raise JournalUnusable(f"{path} does not have the tables of a journal of version {version}: {_RESTORE}")
+        raise JournalDamaged(f"{path} does not have the tables of a journal of version {version}: {_RESTORE}")
     if version == known:
         _understand(db, read)
 
@@ -166,7 +166,7 @@ def _understand(db: sqlite3.Connection, read: Callable[[sqlite3.Connection], obj
     try:
         read(db)
     except (ValueError, TypeError) as error:
-        raise JournalUnusable(f"a row of the journal cannot be understood ({error}): {_RESTORE}") from error
+        raise JournalDamaged(f"a row of the journal cannot be understood ({error}): {_RESTORE}") from error
 
 
 def _tables(db: sqlite3.Connection) -> set[tuple[object, ...]]:
