@@ -47,7 +47,14 @@ class StorageHost:
 
 
 def login(compute: Guest, info: dict[str, Any], patience: int) -> str:
-    """Log the compute host in; the answer is its disk. I/O waits ``patience`` seconds for a lost session."""
+    """Log the compute host in, under its name; the answer is its disk."""
+    compute.run(f"echo InitiatorName={INITIATOR} >/etc/iscsi/initiatorname.iscsi", check=True)
+    compute.run("iscsiadm -k 0; iscsid", check=True)
+    return log_in(compute, info, patience)
+
+
+def log_in(compute: Guest, info: dict[str, Any], patience: int) -> str:
+    """A session of a guest as it is; the answer is its disk. I/O waits ``patience`` seconds for a lost session."""
     data = info["data"]
     node = f"iscsiadm -m node -T {data['target_iqn']} -p {data['target_portal']}"
     settings = {
@@ -59,8 +66,6 @@ def login(compute: Guest, info: dict[str, Any], patience: int) -> str:
         "node.conn[0].timeo.noop_out_timeout": 2,
     }
     updates = " ".join(f"-n {key} -v {value}" for key, value in settings.items())
-    compute.run(f"echo InitiatorName={INITIATOR} >/etc/iscsi/initiatorname.iscsi", check=True)
-    compute.run("iscsiadm -k 0; iscsid", check=True)
     compute.run(f"{node} -o new && {node} -o update {updates} && {node} --login && udevadm settle", check=True)
     path = f"/dev/disk/by-path/ip-{data['target_portal']}-iscsi-{data['target_iqn']}-lun-{data['target_lun']}"
     return compute.run(f"readlink -f {path}", check=True).stdout.strip()

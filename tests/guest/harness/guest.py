@@ -25,7 +25,7 @@ from .recipe import KERNEL
 
 HERE = Path(__file__).parent
 REPO = HERE.parents[2]
-BOOT_LIMIT = 60.0
+BOOT_LIMIT = {"plain": 60.0, "systemd": 240.0}
 END_LIMIT = 30.0
 SERIAL = "/dev/ttyS1"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -45,16 +45,16 @@ class Guest:
     `disk`: the file that keeps what the guest writes to its root disk (made when missing), for a disk that
     outlives this object. `extra_disks`: sizes ("64M") or files; they appear as /dev/ubdb, /dev/ubdc and so on.
     `share`: further directories of the host, each under /host/NAME; /host/repo (read-only) and /host/out
-    (`self.out`) are always there.
+    (`self.out`) are always there. `init`: "plain" starts nothing but what storage needs, "systemd" boots Debian's own.
     """
 
     def __init__(
         self, image: Path | None = None, *, memory: str = "1024M", disk: Path | None = None,
         extra_disks: Sequence[Disk] = (), network: Link | None = None, share: Mapping[str, Path] | None = None,
-        name: str = "guest",
+        name: str = "guest", init: str = "plain",
     ) -> None:  # fmt: skip
         self._image = image or ensure_image()
-        self._memory, self.name = memory, name
+        self._memory, self.name, self._init = memory, name, init
         self._work = Path(tempfile.mkdtemp(prefix="volattachd-guest-"))
         self._finalizer = weakref.finalize(self, shutil.rmtree, self._work)
         self.out = self._work / "out"
@@ -102,7 +102,7 @@ class Guest:
             if file.is_file():
                 shutil.copy(file, ctl)
         addresses = f"{self.end.ipv4}/24 {self.end.ipv6}/64" if self.end else ""
-        (ctl / "settings").write_text(f"NAME='{self.name}'\nADDRESSES='{addresses}'\n")
+        (ctl / "settings").write_text(f"NAME='{self.name}'\nADDRESSES='{addresses}'\nINIT='{self._init}'\n")
         lines = [f"{'ro' if name == 'repo' else 'rw'} {name} {path.absolute()}\n" for name, path in shares.items()]
         (ctl / "shares").write_text("".join(lines))
 
@@ -129,7 +129,7 @@ class Guest:
             self._channel = Channel(ours, lambda: self.console)
             self._spawn(theirs, terminal)
         try:
-            self._channel.result(self._channel.ready, BOOT_LIMIT, "sign of life from the guest")
+            self._channel.result(self._channel.ready, BOOT_LIMIT[self._init], "sign of life from the guest")
         except BaseException:
             self.kill()
             raise

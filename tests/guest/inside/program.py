@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,8 +16,38 @@ from volattachd.errors import VolattachError
 from volattachd.rpc.client import Client
 
 OUT = Path("/host/out")
+LOG = OUT / "volattachd.log"
 TARGET = Path("/sys/kernel/config/target")
 START_SECONDS = 60.0
+
+#: Names the unit whose sandbox the daemon is to run in, as installed from the package.
+SANDBOX = "VOLATTACHD_SANDBOX"
+#: What these tests have their own way with, and what is more than the unit allows: the daemon may write to the test's
+#: directory, and gives the socket that it makes itself here to its group, which under the unit is systemd's work.
+_SUITE_UNIT = """
+[Service]
+Type=exec
+Restart=no
+WatchdogSec=0
+ExecStart=
+ExecStart={command}
+StandardOutput=append:{log}
+StandardError=append:{log}
+ReadWritePaths={directory}
+SystemCallFilter=@chown
+CapabilityBoundingSet=CAP_CHOWN
+"""
+_units = itertools.count(1)
+
+
+def _sandboxed(unit: str, words: list[str], directory: Path) -> list[str]:
+    """The command that runs the installed daemon in the unit's sandbox until it ends. Each start is another unit."""
+    name = f"volattachd-suite-{os.getpid()}-{next(_units)}.service"
+    service = "[Service]\n" + Path(unit).read_text().partition("[Service]\n")[2]
+    more = _SUITE_UNIT.format(command=shlex.join(words), log=LOG, directory=directory)
+    Path("/run/systemd/system", name).write_text(service + more)
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    return ["systemctl", "start", "--wait", name]
 
 
 class Program:
@@ -27,19 +59,25 @@ class Program:
         self.config = directory / "volattachd.toml"
         self.config.write_text(config)
         self.wrapper = wrapper
+        self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it serves its socket."""
-        with (OUT / "volattachd.log").open("ab") as log:
-            words = [*self.wrapper, sys.executable, "-m", "volattachd", "--config", str(self.config)]
-            words += ["--state-dir", str(self.state_dir), "--socket", str(self.socket)]
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd="/host/repo")
+        with LOG.open("ab") as log:
+            self.process = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd="/host/repo")
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}"
             assert time.monotonic() < deadline, f"the daemon did not serve within {START_SECONDS:g} s"
             time.sleep(0.05)
+
+    def _command(self) -> list[str]:
+        words = ["--config", str(self.config), "--state-dir", str(self.state_dir), "--socket", str(self.socket)]
+        unit = os.environ.get(SANDBOX)
+        if unit is not None:
+            return _sandboxed(unit, [*self.wrapper, "/usr/sbin/volattachd", *words], self.directory)
+        return [*self.wrapper, sys.executable, "-m", "volattachd", *words]
 
     def _answers(self) -> bool:
         try:

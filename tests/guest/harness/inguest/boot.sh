@@ -22,6 +22,21 @@ while read -r mode name directory; do
     mount -t hostfs -o "$mode,$directory" none "/host/$name"
 done </host/ctl/shares
 
+if [ "$INIT" = systemd ]; then
+    echo "InitiatorName=iqn.1993-08.org.debian:01:$NAME" >/etc/iscsi/initiatorname.iscsi
+    mkdir -p /run/systemd/system
+    # What no test here needs and takes its time; Debian's tgt would take port 3260.
+    for unit in apt-daily.timer apt-daily-upgrade.timer blk-availability.service dpkg-db-backup.timer e2scrub_all.timer \
+        e2scrub_reap.service fstrim.timer getty@tty1.service lvm2-monitor.service modprobe@drm.service \
+        modprobe@efi_pstore.service modprobe@fuse.service multipathd.service multipathd.socket ssh.service \
+        systemd-binfmt.service systemd-logind.service systemd-update-utmp.service tgt.service; do
+        ln -s /dev/null "/run/systemd/system/$unit"
+    done
+    cp /host/ctl/guest.target /host/ctl/guest-agent.service /run/systemd/system
+    trap - EXIT
+    exec /lib/systemd/systemd --unit=guest.target
+fi
+
 /sbin/modprobe -a ipv6 target_core_mod target_core_iblock target_core_file iscsi_target_mod iscsi_tcp dm-mod loop
 mount -t configfs configfs /sys/kernel/config
 
