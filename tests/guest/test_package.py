@@ -1,0 +1,332 @@
+"""The life of one installation under a real systemd: installed, used, restarted, upgraded, broken, rebooted, purged.
+
+The tests are one story in their order, on one guest: each begins where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.debian import build_packages
+from tests.figures import RecordFigure
+from tests.guest.harness.channel import Process
+from tests.guest.harness.guest import Guest
+from tests.guest.installed import CONNECTOR, SERVICE, SOCKET, Installed, install
+from tests.guest.storage import log_in
+from tests.support import wait_until
+
+pytestmark = pytest.mark.guest
+
+NEXT = "0.1.0-2"
+MODULES = ("configfs", "target_core_mod", "target_core_iblock", "target_core_file", "iscsi_target_mod")
+VOLUME = "/dev/ubdb"
+WATCHDOG = 6  # seconds, so that its time passes in a test's
+#: Where the guest's image has what is not in Debian, once it is out of the package's sight.
+ELSEWHERE = "/opt/elsewhere"
+#: The modules that run in the sandbox of the unit; in the long tests, all that know the daemon by its socket alone.
+SANDBOXED = ("cycle", "devices")
+SANDBOXED_LONG = (*SANDBOXED, "calls", "drift", "portals", "stalled", "wire")
+#: What others leave: the backup copies of the user database, and multipath, which sees each disk that appears.
+OTHERS = re.compile(
+    r"/etc/(group|gshadow|passwd|shadow|subuid|subgid)-|/etc/\.pwd\.lock|/etc/multipath(/.*)?|/var/lib/systemd/.*"
+)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two versions: ``now`` and ``next``."""
+    directory = tmp_path_factory.mktemp("packages")
+    build_packages(directory / "now")
+    build_packages(directory / "next", NEXT)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def host(guest_image: Path, packages: Path) -> Iterator[Installed]:
+    """The guest, with nothing of ours installed: what its image has from elsewhere must not help the package."""
+    with Guest(guest_image, init="systemd", extra_disks=["64M"], share={"packages": packages}) as guest:
+        guest.run(f"mv /usr/local/lib/python3*/dist-packages {ELSEWHERE}", check=True)
+        guest.run("adduser --quiet --disabled-password --gecos '' member", check=True)
+        guest.run("adduser --quiet --disabled-password --gecos '' other", check=True)
+        yield Installed(guest)
+
+
+@pytest.fixture(scope="module")
+def before(host: Installed) -> set[str]:
+    """Every file of the guest before the first installation."""
+    return host.files()
+
+
+@pytest.fixture(scope="module")
+def disk(host: Installed) -> str:
+    """The initiator's disk of an attached volume."""
+    host.call("register_volume", volume="busy", path=VOLUME)
+    host.call("reserve_volume", volume="busy")
+    info = host.call("initialize_connection", volume="busy", connector=CONNECTOR)
+    host.call("attach", volume="busy", host_name="guest")
+    return log_in(host.guest, info, patience=3)
+
+
+@pytest.fixture(scope="module")
+def writer(host: Installed, disk: str) -> Process:
+    """Writes to the volume all the time, past every cache; ends with its first error."""
+    dd = f"dd if=/dev/zero of={disk} bs=64k count=16 oflag=direct"
+    writing = host.guest.start(f"while {dd} 2>>/root/dd.log; do sleep 0.3; done")  # others need the one processor too
+    host.wait_for("grep -qs copied /root/dd.log")
+    return writing
+
+
+@pytest.fixture(scope="module")
+def caller(host: Installed) -> Process:
+    """Calls all the time, each on a connection of its own."""
+    words = ["python3", "-m", "tests.guest.callers", "/root/calls.json"]
+    return host.guest.start(words, cwd="/host/repo", env={"PYTHONPATH": "/host/repo"})
+
+
+def calls(host: Installed) -> dict[str, Any]:
+    """What the caller has seen so far."""
+    host.wait_for("test -s /root/calls.json")
+    read: dict[str, Any] = json.loads(host.run("cat /root/calls.json"))
+    return read
+
+
+def wait_for_more(host: Installed) -> None:
+    """Until a few more writes and calls than now have come through."""
+    written, answered = int(host.run("grep -c copied /root/dd.log")), calls(host)["answered"]
+    host.wait_for(f"test $(grep -c copied /root/dd.log) -gt {written + 2}")
+    wait_until(lambda: calls(host)["answered"] > answered + 2)
+
+
+def sessions(host: Installed) -> str:
+    """The sessions of the guest's initiator, by their numbers."""
+    return host.run("ls /sys/class/iscsi_session")
+
+
+def targets(host: Installed) -> list[str]:
+    """The targets that the kernel has."""
+    return [name for name in host.run("ls /sys/kernel/config/target/iscsi").split() if name.startswith("iqn.")]
+
+
+def main_pid(host: Installed) -> str:
+    return host.show("MainPID")
+
+
+def test_installing_makes_the_socket_the_group_and_loads_the_modules(host: Installed, before: set[str]) -> None:
+    assert before
+    install(host, "/host/packages/now")
+    assert (host.show("ActiveState", SOCKET), host.show("ActiveState")) == ("active", "inactive")
+    assert host.run("stat -c '%a %U %G' /run/volattachd/volattachd.sock") == "660 root volattach"
+    assert host.run("getent group volattach | cut -d: -f4") == "", "nobody is in it"
+    for module in MODULES:
+        host.run(f"test -d /sys/module/{module}")
+    assert host.run("systemctl is-enabled volattachd.socket volattachd.service").split() == ["enabled"] * 2
+
+
+def test_the_units_are_sound_and_the_exposure_is_low(host: Installed, record_figure: RecordFigure) -> None:
+    units = f"/lib/systemd/system/{SERVICE} /lib/systemd/system/{SOCKET}"
+    assert host.run(f"systemd-analyze --man=no verify {units} 2>&1") == ""
+    told = host.run(f"systemd-analyze security {SERVICE} | tail -n 1")
+    exposure = re.search(r"Overall exposure level for volattachd\.service: ([0-9.]+)", told)
+    assert exposure, told
+    record_figure("exposure of volattachd.service", exposure[1])
+    assert float(exposure[1]) <= 2.0
+
+
+def test_the_first_call_of_a_member_starts_the_daemon_and_nobody_else_gets_in(host: Installed) -> None:
+    outside = host.guest.run("runuser -u other -- volattach list")
+    assert outside.returncode != 0
+    assert "volattach" in outside.stderr, "it names the group"
+    assert host.show("ActiveState") == "inactive"
+    host.run("adduser --quiet member volattach")
+    host.run("runuser -u member -- volattach list")
+    assert (host.show("ActiveState"), host.show("SubState")) == ("active", "running")
+    assert host.show("StatusText") == "0 volumes, 0 attachments, 0 degraded"
+    assert host.guest.run("runuser -u other -- volattach list").returncode == outside.returncode
+    assert host.run("stat -c '%a %U %G' /var/lib/volattachd /var/lib/volattachd/journal.db").split("\n") == [
+        "700 root root",
+        "600 root root",
+    ]
+
+
+def test_the_packages_own_test_passes(host: Installed) -> None:
+    """The six calls with a CHAP login and I/O: what autopkgtest runs."""
+    host.run("/host/repo/packaging/debian/tests/six-calls 2>&1")
+    assert host.call("list_volumes") == []
+
+
+def test_the_sandbox_lets_nothing_else_through(host: Installed) -> None:
+    """What the tests with LIO do not show: the walls are there."""
+    status = host.run(f"cat /proc/{main_pid(host)}/status")
+    assert re.search(r"^Seccomp:\s+2$", status, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+    assert re.search(r"^CapBnd:\s+0000000000200002$", status, re.MULTILINE), "SYS_ADMIN and DAC_OVERRIDE"
+    for path in ("/etc", "/usr", "/home", "/proc/sys/kernel"):
+        refused = host.guest.run(f"nsenter --mount --target {main_pid(host)} -- touch {path}/volattachd-test")
+        assert refused.returncode != 0, path
+
+
+def test_calls_and_devices_work_inside_the_sandbox(host: Installed, record_figure: RecordFigure) -> None:
+    """The suite that other guests run against the tree, here against the installed daemon in its unit's sandbox."""
+    host.run(f"systemctl stop {SOCKET} {SERVICE}")
+    names = SANDBOXED_LONG if "VOLATTACHD_SOAK" in os.environ else SANDBOXED
+    modules = " ".join(f"/host/repo/tests/guest/inside/test_{name}.py" for name in names)
+    words = f"python3 -m pytest -q -c /host/ctl/pytest.ini --rootdir=/host/repo --durations=5 {modules}"
+    environment = {"VOLATTACHD_SANDBOX": f"/lib/systemd/system/{SERVICE}", "PYTHONPATH": f"/host/repo:{ELSEWHERE}"}
+    done = host.guest.run(words, timeout=900, env=environment, cwd="/host/repo")
+    passed = re.search(r"(\d+) passed", done.stdout)
+    record_figure("in the sandbox", f"{passed[1] if passed else 'none'} passed of {', '.join(names)}")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    host.run(f"systemctl start {SOCKET}")
+
+
+def test_restarts_and_an_upgrade_under_io_break_no_session_and_refuse_no_connection(
+    host: Installed, disk: str, writer: Process, caller: Process, record_figure: RecordFigure
+) -> None:
+    wait_for_more(host)
+    session, pid = sessions(host), main_pid(host)
+    steps = (
+        f"systemctl restart {SERVICE}",
+        f"systemctl kill --signal=KILL {SERVICE}",
+        "DEBIAN_FRONTEND=noninteractive dpkg -i /host/packages/next/*.deb",
+    )
+    for step in steps:
+        host.run(step, timeout=180)
+        wait_for_more(host)
+        assert writer.running(), step
+        assert sessions(host) == session, step
+        assert main_pid(host) not in ("0", pid), f"{step}: another daemon"
+        assert calls(host)["refused"] == [], step
+        pid = main_pid(host)
+    host.run(f"systemctl reload {SERVICE}")
+    wait_for_more(host)
+    assert main_pid(host) == pid, "a reload keeps the daemon"
+    assert "looked up the users and groups" in host.log()
+    assert host.run("dpkg-query -W -f '${Version}' volattachd") == NEXT
+    assert host.call("show_volume", volume="busy")["status"] == "in-use"
+    assert host.call("reconcile", dry_run=True)["volumes"] == []
+    assert writer.running()
+    assert "I/O error" not in host.run("dmesg")
+    seen = calls(host)
+    record_figure(
+        "restart, kill -9, upgrade, reload under I/O",
+        f"{seen['answered']} calls answered, {len(seen['refused'])} refused, {len(seen['unanswered'])} to be sent again",
+    )
+    caller.kill()
+
+
+def test_a_daemon_that_hangs_is_killed_and_started_again(host: Installed, writer: Process) -> None:
+    host.settle(f"WatchdogSec={WATCHDOG}\\nTimeoutStopSec=10")
+    host.run(f"systemctl restart {SERVICE}")
+    session, pid = sessions(host), main_pid(host)
+    host.run(f"kill -STOP {pid}")
+    host.wait_for(f"test $(systemctl show -P NRestarts {SERVICE}) -ge 1 -a $(systemctl is-active {SERVICE}) = active")
+    assert main_pid(host) != pid
+    assert "Watchdog timeout" in host.log()
+    assert host.call("show_volume", volume="busy")["status"] == "in-use"
+    assert (writer.running(), sessions(host)) == (True, session)
+
+
+def test_a_device_that_does_not_answer_is_no_reason_to_kill_the_daemon(host: Installed) -> None:
+    """The watchdog's time passes several times while a volume waits for its device."""
+    host.run("truncate -s 16M /srv/stalled.img && losetup /dev/loop7 /srv/stalled.img")
+    host.run("dmsetup create stall --table '0 32768 linear /dev/loop7 0'")
+    host.call("register_volume", volume="stalled", path="/dev/mapper/stall")
+    host.call("reserve_volume", volume="stalled")
+    info = host.call("initialize_connection", volume="stalled", connector=CONNECTOR)
+    stalled = log_in(host.guest, info, patience=3)
+    pid, restarts = main_pid(host), host.show("NRestarts")
+    host.run("dmsetup suspend --noflush stall")
+    write = host.guest.start(f"dd if=/dev/zero of={stalled} bs=4k count=1 oflag=direct")
+    host.wait_for(f"! grep -q '^ *0 *0$' /sys/block/{Path(stalled).name}/inflight")
+    ending = host.guest.start(
+        f"volattach call terminate_connection volume=stalled connector='{json.dumps(CONNECTOR)}' force=true"
+    )
+    host.wait_for("volattach --json call show_volume volume=stalled | grep -q Pending")
+    stalled_at = int(host.show("WatchdogTimestampMonotonic"))
+    wait_until(lambda: int(host.show("WatchdogTimestampMonotonic")) > stalled_at + 2 * WATCHDOG * 10**6)
+    assert (main_pid(host), host.show("NRestarts")) == (pid, restarts)
+    assert host.call("list_volumes")
+    host.run("dmsetup resume stall")
+    write.wait(60)
+    ending.wait(60)
+    host.wait_for("! volattach --json call show_volume volume=stalled | grep -q Pending")
+    node = f"iscsiadm -m node -T {info['data']['target_iqn']} -p {info['data']['target_portal']}"
+    host.guest.run(f"{node} --logout; {node} -o delete")
+    host.call("terminate_connection", volume="stalled", connector=CONNECTOR, force=True)
+    host.call("detach", volume="stalled")
+    host.call("unregister_volume", volume="stalled")
+    host.run("udevadm settle; dmsetup remove --retry stall && losetup -d /dev/loop7 && rm /srv/stalled.img")
+
+
+def test_a_damaged_journal_ends_in_a_clear_status_and_in_no_further_start(host: Installed, writer: Process) -> None:
+    host.run("volattach backup /var/lib/volattachd/backup.db && mv /var/lib/volattachd/backup.db /root")
+    host.run(f"systemctl stop {SOCKET} {SERVICE}")
+    host.run("dd if=/dev/urandom of=/var/lib/volattachd/journal.db bs=512 seek=8 count=64 conv=notrunc 2>/dev/null")
+    host.run(f"systemctl start {SOCKET}")
+    assert host.guest.run(f"systemctl start {SERVICE}").returncode != 0
+    assert (host.show("Result"), host.show("ExecMainStatus"), host.show("NRestarts")) == ("exit-code", "65", "0")
+    assert "restore it from a backup" in host.show("StatusText")
+    assert "restore it from a backup" in host.guest.run(f"systemctl status {SERVICE}").stdout
+    started = host.log().count("Starting volattachd.service")
+    client = host.guest.run("volattach list", timeout=60)
+    assert client.returncode != 0
+    host.wait_for(f"test $(systemctl is-active {SOCKET}) = failed")
+    assert host.log().count("Starting volattachd.service") - started <= 5, "callers start it no more often than that"
+    assert writer.running(), "exports and sessions go on"
+    # As docs/backup.md says.
+    host.run("mv /var/lib/volattachd /var/lib/volattachd.old && install -d -m 0700 /var/lib/volattachd")
+    host.run("install -m 0600 /root/backup.db /var/lib/volattachd/journal.db")
+    host.run(f"systemctl reset-failed {SOCKET} {SERVICE} && systemctl start {SOCKET}")
+    assert host.call("show_volume", volume="busy")["status"] == "in-use"
+    assert host.call("reconcile", dry_run=True)["volumes"] == []
+    host.run("rm -r /var/lib/volattachd.old")
+    assert writer.running()
+
+
+def test_a_reboot_brings_the_exports_back_without_a_call(host: Installed, disk: str, writer: Process) -> None:
+    """Also where targetcli's service is enabled, which would clear them."""
+    assert host.run("systemctl is-enabled rtslib-fb-targetctl.service") == "enabled"
+    writer.kill()
+    writer.wait(60)
+    host.run(f"printf kept | dd of={disk} conv=fsync")
+    shown = host.call("show_volume", volume="busy")
+    host.guest.reboot()
+    host.wait_for(f"test $(systemctl is-active {SERVICE}) = active")
+    assert targets(host) == [shown["target_name"]]
+    assert host.guest.run("systemctl is-active rtslib-fb-targetctl.service").stdout.strip() == "inactive"
+    assert host.call("show_volume", volume="busy") == shown
+    info = host.call("initialize_connection", volume="busy", connector=CONNECTOR)
+    assert host.run(f"head -c 4 {log_in(host.guest, info, patience=3)}") == "kept"
+
+
+def test_removing_keeps_the_state_and_installing_again_finds_it(host: Installed) -> None:
+    session = sessions(host)
+    host.run("dpkg --remove volattachd", timeout=180)
+    assert host.guest.run("systemctl cat volattachd.service volattachd.socket").returncode != 0
+    assert host.run("ls /var/lib/volattachd /run/volattachd").count("journal.db") >= 1
+    assert host.run("getent group volattach")
+    assert sessions(host) == session
+    install(host, "/host/packages/next")
+    assert host.call("show_volume", volume="busy")["status"] == "in-use"
+    assert sessions(host) == session
+
+
+def test_purging_leaves_nothing(host: Installed, before: set[str]) -> None:
+    host.call("begin_detaching", volume="busy")
+    host.run("iscsiadm -m node --logout && iscsiadm -m node -o delete")
+    host.call("terminate_connection", volume="busy", connector=CONNECTOR)
+    host.call("detach", volume="busy")
+    host.run("dpkg --purge volattachd volattach-agent python3-volattachd 2>&1", timeout=180)
+    left = {path for path in host.files() - before if not OTHERS.fullmatch(path) or "volattach" in path}
+    host.run("rm -rf /var/lib/volattachd-test")  # of the tests in the sandbox
+    assert sorted(path for path in left if not path.startswith("/var/lib/volattachd-test")) == []
+    assert host.guest.run("getent group volattach").returncode == 2
+    assert host.run("systemctl list-units --all --no-legend '*volattach*'") == ""
+    assert targets(host) == []
