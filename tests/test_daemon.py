@@ -228,20 +228,21 @@ def test_a_second_daemon_on_the_socket_refuses_and_the_first_lives_on(start: Sta
 
 
 @pytest.mark.parametrize(
-    ("break_it", "told"),
+    ("break_it", "told", "code"),
     [
-        (lambda state: state.chmod(0o755), "must be a directory of uid"),
-        (lambda state: (state / "journal.db").write_bytes(b"nonsense" * 1000), "restore it from a backup"),
+        (lambda state: state.chmod(0o755), "must be a directory of uid", 1),
+        (lambda state: (state / "journal.db").write_bytes(b"nonsense" * 1000), "restore it from a backup", 65),
     ],
 )
 def test_a_journal_that_cannot_be_used_ends_the_start_with_its_reason(
-    start: Start, tmp_path: Path, break_it: Callable[[Path], Any], told: str
+    start: Start, tmp_path: Path, break_it: Callable[[Path], Any], told: str, code: int
 ) -> None:
     (tmp_path / "state").mkdir(0o700)
     break_it(tmp_path / "state")
     daemon = start()
-    assert daemon.process.wait(PATIENCE) == 1
+    assert daemon.process.wait(PATIENCE) == code
     assert told in daemon.text()
+    assert told in daemon.told("STATUS="), "systemctl status shows it"
     assert "Traceback" not in daemon.text()
     assert not daemon.socket.exists()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.debian import build_packages
+from tests.debian import ROOT, build_packages
 from tests.figures import RecordFigure
 from tests.guest.harness.channel import Process
 from tests.guest.harness.guest import Guest
@@ -130,8 +130,9 @@ def test_installing_makes_the_socket_the_group_and_loads_the_modules(host: Insta
 
 
 def test_the_units_are_sound_and_the_exposure_is_low(host: Installed, record_figure: RecordFigure) -> None:
-    units = f"/lib/systemd/system/{SERVICE} /lib/systemd/system/{SOCKET}"
+    units = "/lib/systemd/system/volattachd*"
     assert host.run(f"systemd-analyze --man=no verify {units} 2>&1") == ""
+    assert host.guest.run("systemctl is-enabled volattachd-metrics.timer").stdout.strip() == "disabled"
     told = host.run(f"systemd-analyze security {SERVICE} | tail -n 1")
     exposure = re.search(r"Overall exposure level for volattachd\.service: ([0-9.]+)", told)
     assert exposure, told
@@ -216,7 +217,7 @@ def test_restarts_and_an_upgrade_under_io_break_no_session_and_refuse_no_connect
     seen = calls(host)
     record_figure(
         "restart, kill -9, upgrade, reload under I/O",
-        f"{seen['answered']} calls answered, {len(seen['refused'])} refused, {len(seen['unanswered'])} to be sent again",
+        f"{seen['answered']} calls answered, {len(seen['refused'])} refused, {len(seen['unanswered'])} to send again",
     )
     caller.kill()
 
@@ -330,3 +331,21 @@ def test_purging_leaves_nothing(host: Installed, before: set[str]) -> None:
     assert host.guest.run("getent group volattach").returncode == 2
     assert host.run("systemctl list-units --all --no-legend '*volattach*'") == ""
     assert targets(host) == []
+
+
+def test_without_the_package_the_documented_copy_does_the_same(host: Installed) -> None:
+    """The block of docs/install.md for other distributions; what pip would install is this tree here."""
+    page = (ROOT / "docs/install.md").read_text()
+    block = page.partition("## Other distributions")[2].partition("```sh\n")[2].partition("```")[0]
+    venv, pip, *rest = block.splitlines()
+    assert (venv.split()[-1], pip.split()[0]) == ("/opt/volattachd", "/opt/volattachd/bin/pip")
+    for name, module in (("volattachd", "volattachd"), ("volattach", "volattachd.cli")):
+        lines = f'#!/bin/sh\\nPYTHONPATH=/host/repo:{ELSEWHERE} exec python3 -m {module} "$@"\\n'
+        host.run(f"mkdir -p /opt/volattachd/bin && printf '{lines}' >/opt/volattachd/bin/{name}")
+        host.run(f"chmod +x /opt/volattachd/bin/{name}")
+    host.run("cd /host/repo && set -e\n" + "\n".join(rest), timeout=180)
+    assert (host.show("ActiveState", SOCKET), host.show("ActiveState")) == ("active", "inactive")
+    assert host.run("stat -c '%a %U %G' /run/volattachd/volattachd.sock") == "660 root volattach"
+    assert host.call("list_volumes") == []
+    assert host.show("ActiveState") == "active"
+    assert host.run("systemctl is-enabled volattachd.socket volattachd.service").split() == ["enabled"] * 2
