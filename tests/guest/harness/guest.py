@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 REPO = HERE.parents[2]
 BOOT_LIMIT = {"plain": 60.0, "systemd": 240.0}
 END_LIMIT = 30.0
+POWEROFF_LIMIT = {"plain": END_LIMIT, "systemd": 120.0}
 SERIAL = "/dev/ttyS1"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 Disk: TypeAlias = str | Path
@@ -199,12 +200,13 @@ class Guest:
         """Wait for the supervisor, which waits for everything else."""
         supervisor, channel = self._supervisor, self._channel
         assert supervisor and channel and supervisor.stdin
+        limit = POWEROFF_LIMIT[self._init]
         try:
-            supervisor.wait(END_LIMIT)
+            supervisor.wait(limit)
         except subprocess.TimeoutExpired as error:
             self._cut(supervisor)
             supervisor.wait(END_LIMIT)
-            raise GuestHung(channel.explain(f"no end within {END_LIMIT:g} s; killed")) from error
+            raise GuestHung(channel.explain(f"no end within {limit:g} s; killed")) from error
         finally:
             self._supervisor = self._channel = None
             supervisor.stdin.close()
