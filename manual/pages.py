@@ -18,6 +18,7 @@ DAEMON_EXITS = {
     daemon.EXIT_OK: "It was ended by SIGTERM or SIGINT.",
     daemon.EXIT_FAILED: "The journal cannot be opened or written, or the target cannot be used; the log says why.",
     daemon.EXIT_USAGE: "The command line is wrong.",
+    daemon.EXIT_DAMAGED: "The journal is damaged, and has to be restored from a backup.",
     daemon.EXIT_CONFIG: "The configuration cannot be used, or the socket is taken.",
 }
 

@@ -61,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _refuse(kind: records.Kind, error: Exception, code: int) -> int:
     """Say why there is no daemon: in the log, and where ``systemctl status`` shows it."""
     kind.tell(reason=error)
-    sdnotify.SystemdNotifier().notify("STATUS=" + str(error).translate({ord("
-"): " "}))
+    sdnotify.SystemdNotifier().notify("STATUS=" + str(error).translate({ord("\n"): " "}))
     return code
 
 
