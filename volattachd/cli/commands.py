@@ -203,7 +203,36 @@ def _there(connection: Connection, path: str) -> str:
     return os.path.join(os.getcwd(), path)  # which leaves an absolute path as it is
 
 
+def _attach_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", metavar="VOLUME")
+    parser.add_argument("--mode", choices=("rw", "ro"), default="rw", help="what this host may do (default: rw)")
+    parser.add_argument("--instance", metavar="UUID", help="the instance that uses the volume")
+    parser.add_argument("--mount-point", metavar="PATH", help="where the instance sees it; only recorded")
+    parser.add_argument("--connector", metavar="NAME", default="iscsi", help="iscsi (default), local, qemu or another")
+
+
+def _attach(client: Client, args: argparse.Namespace) -> Outcome:
+    from volattachd.cli import attaching  # the agent: no other command needs it
+
+    return Outcome("agent.attach", attaching.attach(client, args))
+
+
+def _detach_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("volume", metavar="VOLUME")
+    parser.add_argument("--force", action="store_true", help="whatever uses it, and of whatever host it is")
+    parser.add_argument("--instance", metavar="UUID", help="only the attachment of this instance")
+    parser.add_argument("--connector", metavar="NAME", default="iscsi", help="whose leftovers to remove")
+
+
+def _detach(client: Client, args: argparse.Namespace) -> Outcome:
+    from volattachd.cli import attaching
+
+    return Outcome("agent.detach", attaching.detach(client, args))
+
+
 COMMANDS: tuple[Command, ...] = (
+    Command("attach", "make a volume's device appear on this host", _attach_options, _attach),
+    Command("detach", "make a volume's device go from this host", _detach_options, _detach),
     Command("call", "make any single call", _call_options, _call),
     Command("register", "take a device or file into care as a volume", _register_options, _register),
     Command("unregister", "forget a volume that nobody uses; its data stays", _volume_option, _unregister),

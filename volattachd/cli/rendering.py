@@ -183,6 +183,17 @@ def findings(result: Any) -> str:
     return "\n".join(_finding(found) for found in _objects(result)) or "nothing was looked at"
 
 
+def attached_device(result: Any) -> str:
+    """The device alone, for a script to take; --json tells the rest."""
+    return text(result.get("device"))
+
+
+def detached_volume(result: Any) -> str:
+    """That it is gone, and what that has cost."""
+    lost = [f"! lost: {text(what)}" for what in result.get("lost") or []]
+    return "\n".join([f"detached {text(result.get('volume'))}", *lost])
+
+
 #: How the result of a method is shown; any other result is an outline.
 RENDERERS: dict[str, Callable[[Any], str]] = {
     "list_volumes": volumes,
@@ -198,6 +209,8 @@ RENDERERS: dict[str, Callable[[Any], str]] = {
     "begin_detaching": attachment,
     "terminate_connection": attachment,
     "roll_detaching": attachment,
+    "agent.attach": attached_device,
+    "agent.detach": detached_volume,
     "get_history": history,
     "volume_changed": change,
     "get_status": status,

@@ -1,0 +1,11 @@
+"""The agent: from a volume's name to its device on this host, and back.
+
+from volattachd.agent import attached
+
+with attached("vol-1") as volume:
+    print(volume.path)
+"""
+
+from volattachd.agent.workflow import Agent, Attached, Detached, SentAgain, attached
+
+__all__ = ["Agent", "Attached", "Detached", "SentAgain", "attached"]

@@ -1,0 +1,35 @@
+"""``volattach attach`` and ``volattach detach``: the agent's whole workflow as one command each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from volattachd.agent import Agent, SentAgain
+from volattachd.cli.rendering import text
+from volattachd.rpc.client import Client
+
+
+def attach(client: Client, args: argparse.Namespace) -> dict[str, Any]:
+    """The device of a volume on this host."""
+    wish = {"mode": args.mode, "instance_uuid": args.instance, "mount_point": args.mount_point}
+    return _agent(client, args).attach(args.volume, **wish, connector=args.connector).view()
+
+
+def detach(client: Client, args: argparse.Namespace) -> dict[str, Any]:
+    """A volume without this host."""
+    agent = _agent(client, args)
+    return agent.detach(args.volume, args.force, args.instance, args.connector).view()
+
+
+def _agent(client: Client, args: argparse.Namespace) -> Agent:
+    return Agent(SentAgain(lambda: Client(client.socket_path, client.timeout)), report=_report())
+
+
+def _report() -> Callable[[str], None]:
+    """Where somebody watches, each step as it begins; a script's standard error stays empty."""
+    if not sys.stderr.isatty():
+        return lambda line: None
+    return lambda line: print(text(line), file=sys.stderr, flush=True)
