@@ -1,7 +1,7 @@
 """The kernel's view of iSCSI on this host: sessions, the disks behind them, and what a disk says that it is.
 
 A disk is looked for below its session and never by a name that may belong to another one by now (``sdb``, a link in
-/dev/disk). What it is comes from the medium: the kernel's copy of its vital product data is read anew first.
+/dev/disk). What it is comes from the unit itself, asked now.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, WrongDevice
+from volattachd.agent.inquiry import inquire
 
 T = TypeVar("T")
 
@@ -49,22 +50,18 @@ def sessions_of(target_name: str, sys: Path = SYS) -> list[Session]:
     return found
 
 
-def verify(disk: str, serial: str, sys: Path = SYS) -> str:
+def verify(disk: str, serial: str) -> str:
     """The disk's WWID, after seeing that serial and WWID are the volume's. Raises WrongDevice where they are not."""
-    device = sys / "block" / disk / "device"
     try:
-        (device / "rescan").write_text("1")
-        told = (device / "vpd_pg80").read_bytes()[4:].strip(b"\0 ").decode("ascii", "replace")
+        told, naa = inquire(f"/dev/{disk}")
     except OSError as error:
         raise ConnectFailed(f"cannot ask {disk} which volume it is: {error.strerror}") from error
-    wwid = read(device / "wwid")
-    digits = serial.replace("-", "")[:_WWID_DIGITS]
-    if told != serial or not wwid.endswith(digits):
+    if told != serial or not naa.endswith(serial.replace("-", "")[:_WWID_DIGITS]):
         raise WrongDevice(
-            f"{disk} is not the volume: its serial is {told!r} and its WWID {wwid!r}, and {serial!r} was expected",
+            f"{disk} is not the volume: its serial is {told!r} and its WWID {naa!r}, and {serial!r} was expected",
             "log its session out (iscsiadm -m session -P 3 shows which it is); then try again",
         )
-    return wwid
+    return f"naa.{naa}"
 
 
 def remove(disk: str, sys: Path = SYS) -> None:

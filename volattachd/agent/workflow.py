@@ -353,13 +353,11 @@ class Agent:
             work.force = force
             rows = [row for row in work.own_rows() if instance_uuid in (None, row["instance_uuid"])]
             work.row = _the_one(rows, volume)
-            if work.row is None and work.rows and force:
+            if work.row is None and work.rows:
                 _aim_elsewhere(work)
             else:
                 work.connector = self._make(_connector_of(work.row) or connector, self._report)
             walk(DETACH, work)
-            if work.rows and not rows and not force:
-                _refuse_elsewhere(work)
             view = self._calls.call("show_volume", {"volume": volume})
             return Detached(volume, view["status"], tuple(work.lost))
 
@@ -383,25 +381,23 @@ def _the_one(rows: list[View], volume: str) -> View | None:
 
 
 def _aim_elsewhere(work: Work) -> None:
-    """Take another host's attachment for one to end by force. Its device there is not touched: it loses its target."""
-    work.row = _the_one(work.rows, work.name)
+    """Take another host's attachment for the one to end, which needs force. Its device there only loses its target."""
+    row = _the_one(work.rows, work.name)
+    assert row is not None
+    if not work.force:
+        raise AttachedElsewhere(
+            f"cannot detach volume {work.name!r} here: attachment {row['attachment_id']} ({row['state']}) belongs to"
+            f" {_host_of(row)}",
+            "detach it there; where that host is dead, use force",
+            attachments=[row["attachment_id"]],
+        )
+    work.row = row
     if work.state != "reserved":
-        work.lost.append(f"{_host_of(work.row)} is cut off: what it had not yet written is lost, its device there dead")
+        work.lost.append(f"{_host_of(row)} is cut off: what it had not yet written is lost, its device there dead")
 
 
-def _refuse_elsewhere(work: Work) -> None:
-    row = work.rows[0]
-    raise AttachedElsewhere(
-        f"cannot detach volume {work.name!r} here: attachment {row['attachment_id']} ({row['state']}) belongs to"
-        f" {_host_of(row)}",
-        "detach it there; where that host is dead, use force",
-        attachments=[row["attachment_id"] for row in work.rows],
-    )
-
-
-def _host_of(row: View | None) -> str:
-    row = row or {}
-    return str((row.get("connector") or {}).get("host") or row.get("host_name") or "another host")
+def _host_of(row: View) -> str:
+    return str((row["connector"] or {}).get("host") or row["host_name"] or "another host")
 
 
 def _to_resume(name: str, rows: list[View], wish: Wish, connector: str) -> View | None:

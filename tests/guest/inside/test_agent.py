@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 
-from tests.guest.inside.compute import NAME_FILE, Compute, leftovers, rename_initiator
+from tests.guest.inside.compute import Compute, leftovers, rename_initiator
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
 from volattachd.agent import Agent, SentAgain, attached
 from volattachd.agent.connectors.base import Connector, Report
 from volattachd.agent.connectors.iscsi import IscsiConnector
 from volattachd.agent.connectors.registry import make_connector
-from volattachd.agent.errors import ConnectFailed, DeviceInUse, WrongDevice
+from volattachd.agent.errors import AttachedElsewhere, ConnectFailed, DeviceInUse, WrongDevice
 from volattachd.rpc.client import Client
 
 GUEST = {"timeout": 900.0}
 
 FIRST, SECOND = "iqn.2026-11.com.example:first", "iqn.2026-11.com.example:second"
 PLACE = Path("/mnt")
+LOST_ELSEWHERE = "guest is cut off: what it had not yet written is lost, its device there dead"
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +100,15 @@ def test_no_secret_is_in_a_process_list_or_in_a_file_that_others_can_read(
     holding = [path for path in readers if secret.encode() in path.read_bytes()]
     assert holding and all(path.stat().st_mode & 0o077 == 0 for path in holding)
     assert all(row["node.startup"] == "manual" for row in map(record, holding))
-    nobody = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", "cat /sys/class/iscsi_session/*/*word"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    nobody = run(*drop, "sh", "-c", "cat /sys/class/iscsi_session/*/*word", check=False)
     assert secret not in nobody.stdout
     compute.detach(volume)
 
 
 def record(path: Path) -> dict[str, str]:
     pairs = (line.split(" = ", 1) for line in path.read_text().splitlines() if " = " in line)
-    return {key: value for key, value in pairs}
+    return dict(pairs)
 
 
 def test_a_mounted_device_is_refused_by_its_mount_and_goes_by_force(
@@ -211,27 +210,29 @@ def test_a_unit_that_was_exchanged_below_a_live_session_is_noticed(
 ) -> None:
     """The stale device of CVE-2023-2088: the same session, LUN and node, and another volume behind them."""
     compute.attach(volume)
-    target = program.call("show_volume", volume=volume)["target_name"]
-    unit = Path("/sys/kernel/config/target/iscsi", target, "tpgt_1/lun/lun_0")
-    link = next(path for path in unit.iterdir() if path.is_symlink())
-    serial = link.resolve() / "wwn/vpd_unit_serial"
-    ours = serial.read_text().rpartition(": ")[2].strip()
-    mapped = next(unit.parents[1].glob("acls/*/lun_0"))
-    mapping = next(path for path in mapped.iterdir() if path.is_symlink())
-    store, name, map_name = link.resolve(), link.name, mapping.name
     other = make_store(new_device("file"))
-    mapping.unlink(), link.unlink()
-    (unit / name).symlink_to(other)
-    (mapped / map_name).symlink_to(unit)
-    refused = compute.volattach("attach", volume)
-    assert refused.returncode == 7 and "is not the volume" in refused.stderr
-    assert ours in refused.stderr
-    (mapped / map_name).unlink(), (unit / name).unlink()
-    (unit / name).symlink_to(store)
-    (mapped / map_name).symlink_to(unit)
-    other.rmdir(), other.parent.rmdir()
-    assert compute.attach(volume)["volume"] == volume, "with its own unit back it is handed out again"
+
+    def exchange(connection: Any) -> Any:
+        """After initialize_connection, which would mend it."""
+        unit = Path("/sys/kernel/config/target/iscsi", connection.target_name, "tpgt_1/lun/lun_0")
+        mapped = next(unit.parents[1].glob("acls/*/lun_0"))
+        for directory in (mapped, unit):
+            link_in(directory).unlink()
+        (unit / "volattachd").symlink_to(other)
+        (mapped / "volattachd").symlink_to(unit)
+        return connection
+
+    with pytest.raises(WrongDevice, match="is not the volume"):
+        Breaking(program, exchange).agent.attach(volume)
+    assert compute.status(volume) == "in-use", "what was attached before is not taken back"
+    assert compute.attach(volume)["volume"] == volume, "the daemon has mended its target"
     compute.detach(volume)
+    other.rmdir()
+    other.parent.rmdir()
+
+
+def link_in(directory: Path) -> Path:
+    return next(path for path in directory.iterdir() if path.is_symlink())
 
 
 def make_store(path: str) -> Path:
@@ -318,11 +319,28 @@ class Restarting:
 
 
 def test_a_host_that_is_dead_is_cut_off_from_another_one(program: Program, compute: Compute, volume: str) -> None:
-    compute.attach(volume)
+    """Its initiator cannot be asked any more; the target ends its session. Later it comes back, and cleans up."""
+    device = compute.attach(volume)["device"]
     elsewhere = Agent(SentAgain(lambda: Client(str(program.socket))), host="elsewhere")
-    with pytest.raises(Exception, match="belongs to"):
+    with pytest.raises(AttachedElsewhere, match="belongs to guest"):
         elsewhere.detach(volume)
     assert compute.status(volume) == "in-use"
+    done = elsewhere.detach(volume, force=True)
+    assert (done.status, done.lost) == ("available", (LOST_ELSEWHERE,))
+    assert Path(device).exists(), "nobody has touched it there"
+    assert compute.detach(volume)["status"] == "available", "and there it is cleared away"
+
+
+def test_a_dead_device_of_an_earlier_attachment_is_not_handed_out(
+    program: Program, compute: Compute, volume: str
+) -> None:
+    """It is still there by its name; the new attachment has a session, and a secret, of its own."""
+    compute.attach(volume)
+    session = next(Path("/sys/class/iscsi_session").iterdir()).name
+    Agent(SentAgain(lambda: Client(str(program.socket))), host="elsewhere").detach(volume, force=True)
+    run("dd", f"of={compute.attach(volume)['device']}", "if=/dev/zero", "bs=4096", "count=1", "oflag=direct")
+    assert [path.name for path in Path("/sys/class/iscsi_session").iterdir()] != [session]
+    compute.detach(volume)
 
 
 def test_the_python_api_attaches_for_the_length_of_a_with(program: Program, compute: Compute, volume: str) -> None:
