@@ -29,7 +29,11 @@ LAYERS: list[tuple[str, set[str], str]] = [
     ("config", {"config", "logs"}, "the table of keys is read by the documentation, without a daemon"),
     ("drivers", {"drivers"}, "a third party's driver sees the model and the contract, and never the service"),
     ("looking", {"devices", "hostwatch", "portals", "views"}, "they look at the host and change nothing"),
-    ("converge", {"converge"}, "it is the only writer of the target, and takes its wishes from above"),
+    (
+        "converge",
+        {"converge", "local"},
+        "it is the only writer of the target, and takes its wishes from above; what is local passes the target by",
+    ),
     ("upkeep", {"repair", "upkeep"}, "start and repair must work without a call"),
     ("metrics", {"metrics"}, "it counts what it is given"),
     ("selection", {"selection", "credentials"}, "a call's rows and secrets are found without touching anything"),

@@ -42,8 +42,8 @@ class DeviceUnusable(DriverError):
 
 
 def export_of(volume: Volume, attachments: Iterable[Attachment]) -> Export:
-    """What the target should hold for a volume with these attachments."""
-    rows = list(attachments)
+    """What the target should hold for a volume with these attachments; of a local one it knows nothing."""
+    rows = [row for row in attachments if not row.local]
     grants: dict[str, Grant] = {}
     for row in rows:
         if row.state in GRANTED and row.initiator is not None and row.secret is not None:

@@ -25,6 +25,10 @@ INITIATOR_MAX_BYTES = 223
 INITIATOR = re.compile(r"(iqn\.[0-9]{4}-[0-9]{2}\.[a-z0-9.:-]+|eui\.[0-9a-f]{16}|naa\.[0-9a-f]{16}([0-9a-f]{16})?)")
 
 
+#: The member that marks the connector of a local attachment where it is kept, and what it says.
+VOLUME_TYPE, LOCAL = "driver_volume_type", "local"
+
+
 class State(str, Enum):
     """The states of an attachment. GONE stands for "never was" and "has ended": nothing is stored for it."""
 
@@ -112,9 +116,14 @@ class Attachment:
     ttl: float | None = None
 
     @property
+    def local(self) -> bool:
+        """Whether it is the daemon's own host that has it: the device itself, and nothing in the target."""
+        return self.connector is not None and self.connector.get(VOLUME_TYPE) == LOCAL
+
+    @property
     def initiator(self) -> str | None:
-        """The name that the connector logs in with, in lower case, or None before it is connected."""
-        return None if self.connector is None else str(self.connector["initiator"])
+        """The name that the connector logs in with, in lower case; None before it connects, or where it is local."""
+        return None if self.connector is None or self.local else str(self.connector["initiator"])
 
 
 def _ignore(before: Attachment | None, after: Attachment | None) -> None:

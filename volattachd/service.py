@@ -42,6 +42,7 @@ from volattachd.errors import (
 from volattachd.history import Feed, Trimmer
 from volattachd.journal import Change, Journal
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
+from volattachd.local import check_alone, check_device, check_released, is_local, kept_connector, was_local
 from volattachd.metrics import Metrics, Present
 from volattachd.model import DAEMON, Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
 from volattachd.portals import reachable_portals, resolve_portals
@@ -148,23 +149,28 @@ class Service:
         self, caller: Caller, volume: str, connector: Mapping[str, Any], attachment_id: str | None = None
     ) -> View:
         """Export the volume if it is not, and grant this connector alone; the answer is the connection info."""
-        initiator = parse_initiator(connector.get("initiator"))
+        local = is_local(connector)
+        initiator = None if local else parse_initiator(connector.get("initiator"))
 
         def body() -> View:
             row = self._rows.volume(volume)
             before = self._rows.require(caller, row, Call.INITIALIZE, attachment_id)
             state = next_state(before.state, Call.INITIALIZE, volume)
-            portals = reachable_portals(self.driver.portals, connector.get("ip"))
+            portals = () if local else reachable_portals(self.driver.portals, connector.get("ip"))
+            if local:
+                check_device(row)
             after = before
             if state is not before.state:
-                secret = secret_for(before, initiator, self.journal.attachments.of_volume(volume))
-                kept = {**connector, "initiator": initiator}
+                neighbours = self.journal.attachments.of_volume(volume)
+                check_alone(row, before, local, neighbours)
+                secret = None if initiator is None else secret_for(before, initiator, neighbours)
+                kept = kept_connector(connector, initiator)
                 after = replace(before, state=state, connector=kept, secret=secret, updated_at=now())
                 self._move(Call.INITIALIZE, caller, row, before, after)
             elif before.initiator != initiator:
                 raise InvalidVolume(
                     f"cannot initialize_connection volume {volume!r}: attachment {before.id} is connected to"
-                    f" {before.initiator}",
+                    f" {before.initiator or 'this host itself'}",
                     "call terminate_connection for that initiator first",
                     state=before.state.value,
                 )
@@ -246,7 +252,7 @@ class Service:
         attachment_id: str | None = None,
     ) -> View:
         """Revoke the grant; with ``force`` (admins only) even of an initiator that is logged in."""
-        initiator = parse_initiator(connector.get("initiator"))
+        initiator = None if was_local(connector) else parse_initiator(connector.get("initiator"))
         if force and not caller.admin:
             raise PermissionDenied("terminate_connection with force is for admins", "log the initiator out instead")
         call = Call.FORCE if force else Call.TERMINATE
@@ -260,13 +266,13 @@ class Service:
             if before.initiator != initiator:
                 raise InvalidInput(
                     f"cannot terminate_connection volume {volume!r}: attachment {before.id} is connected to"
-                    f" {before.initiator}, not to {initiator}"
+                    f" {before.initiator or 'this host itself'}, not to {initiator or 'this host itself'}"
                 )
             if state is before.state:
                 self._revoke(self._repairer.wanted(row))  # a start may have left it unfinished
                 return attachment_view(before)
             if not force:
-                self._check_no_session(row, before)
+                check_released(row) if before.local else self._check_no_session(row, before)
             after = replace(before, state=state, secret=None, updated_at=now())
             return self._move(call, caller, row, before, after)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from volattachd.drivers.base import Portal
 from volattachd.lifecycle import status_of
-from volattachd.model import Attachment, Condition, State, Volume
+from volattachd.model import LOCAL, Attachment, Condition, State, Volume
 
 
 def volume_view(volume: Volume, attachments: Sequence[Attachment], conditions: Iterable[Condition]) -> dict[str, Any]:
@@ -52,7 +52,9 @@ def gone_view(last_seen: dict[str, Any]) -> dict[str, Any]:
 
 
 def connection_view(volume: Volume, attachment: Attachment, portals: Sequence[Portal], lun: int) -> dict[str, Any]:
-    """Connection info for iSCSI, field for field what os-brick takes (its InitiatorConnector's ISCSIConnector)."""
+    """Connection info, field for field what os-brick takes: for its ISCSIConnector, or for its LocalConnector."""
+    if attachment.local:
+        return {"driver_volume_type": LOCAL, "attachment_id": attachment.id, "data": _local_data(volume, attachment)}
     assert attachment.secret is not None and attachment.connector is not None
     data: dict[str, Any] = {
         "target_discovered": False,
@@ -73,3 +75,14 @@ def connection_view(volume: Volume, attachment: Attachment, portals: Sequence[Po
         data["target_iqns"] = [volume.target_name] * len(portals)
         data["target_luns"] = [lun] * len(portals)
     return {"driver_volume_type": "iscsi", "attachment_id": attachment.id, "data": data}
+
+
+def _local_data(volume: Volume, attachment: Attachment) -> dict[str, Any]:
+    return {
+        "device_path": volume.path,
+        "volume_id": volume.id,
+        "encrypted": False,
+        "qos_specs": None,
+        "access_mode": attachment.mode.value,
+        "discard": volume.device.discard,
+    }
