@@ -7,7 +7,9 @@ Laws:
    is then exchanged whole, by a rename, so a reader never sees half of one.
 2. A record names the initiator that the daemon granted, so what is logged in is what was asked for, whatever
    iscsid read when it started.
-3. Nothing is left: not the record, nor its directories, nor a file of ours, after ``forget``. Nothing starts by itself
+3. iscsiadm reads the records of every target for each command, and fails where one goes meanwhile. So our agents change
+   records one at a time, and a command that has met somebody's change is sent again: it had no effect yet.
+4. Nothing is left: not the record, nor its directories, nor a file of ours, after ``forget``. Nothing starts by itself
    after a reboot.
 """
 
@@ -16,10 +18,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from volattachd.agent.errors import ConnectFailed, ConnectorUnusable
+from volattachd.agent.runtime import only_one, runtime_directory
 
 INITIATOR_NAME = Path("/etc/iscsi/initiatorname.iscsi")
 
@@ -31,7 +36,10 @@ _COMMAND_SECONDS = 120.0
 _LOGIN_SECONDS = 15
 
 #: iscsiadm(8), EXIT STATUS.
-_SESSION_EXISTS, _NO_RECORD = 15, 21
+_SESSION_EXISTS, _NO_RECORD, _DATABASE = 15, 21, 6
+
+#: For how long a command is sent again that met a change of the records, and the pause before, in seconds.
+_DATABASE_SECONDS, _DATABASE_PAUSE = 30.0, 0.1
 _WORDS = {
     4: "the portal cannot be reached",
     8: "the portal does not answer",
@@ -64,12 +72,13 @@ class Node:
 
     def record(self, portal: str, settings: Mapping[str, str]) -> None:
         """A record with exactly these settings beside the host's own."""
-        _check(self._iscsiadm("-p", portal, "-o", "new"), f"cannot make open-iscsi's record of {portal}")
-        found = list(self._records())
-        if not found:
-            raise ConnectFailed(f"open-iscsi keeps its records in none of {', '.join(map(str, self._bases))}")
-        for base, path in found:
-            self._exchange(base, path, settings)
+        with _records_alone():
+            _check(self._iscsiadm("-p", portal, "-o", "new"), f"cannot make open-iscsi's record of {portal}")
+            found = list(self._records())
+            if not found:
+                raise ConnectFailed(f"open-iscsi keeps its records in none of {', '.join(map(str, self._bases))}")
+            for base, path in found:
+                self._exchange(base, path, settings)
 
     def log_in(self, portal: str) -> None:
         """Log in; a session that is there is as good as a new one."""
@@ -79,9 +88,10 @@ class Node:
 
     def forget(self) -> None:
         """Remove the records, and what an agent left that died while it wrote one."""
-        for base in self._bases:
-            self._scratch(base).unlink(missing_ok=True)
-        done = self._iscsiadm("-o", "delete")
+        with _records_alone():
+            for base in self._bases:
+                self._scratch(base).unlink(missing_ok=True)
+            done = self._iscsiadm("-o", "delete")
         if done.returncode != _NO_RECORD:
             _check(done, f"cannot remove open-iscsi's record of {self.target_name}")
 
@@ -109,7 +119,16 @@ class Node:
         os.replace(scratch, path)
 
     def _iscsiadm(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return run("iscsiadm", "-m", "node", "-T", self.target_name, *words)
+        deadline = time.monotonic() + _DATABASE_SECONDS
+        while True:
+            done = run("iscsiadm", "-m", "node", "-T", self.target_name, *words)
+            if done.returncode != _DATABASE or time.monotonic() >= deadline:
+                return done
+            time.sleep(_DATABASE_PAUSE)
+
+
+def _records_alone() -> AbstractContextManager[None]:
+    return only_one(runtime_directory() / "open-iscsi.lock", "records")
 
 
 def with_settings(record: str, settings: Mapping[str, str]) -> str:

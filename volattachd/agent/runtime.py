@@ -37,15 +37,16 @@ def _private(path: Path) -> Path:
 
 
 @contextmanager
-def only_one(directory: Path, volume: str) -> Iterator[None]:
-    """One agent of this user at a time for each volume; the others wait. It ends with the process, however that ends.
+def only_one(file: Path, what: str) -> Iterator[None]:
+    """One agent of this user at a time for each name; the others wait. It ends with the process, however that ends.
 
-    One byte of one file for each volume: no lock file is left behind for each. (Two volumes that share a byte only
-    wait for each other.) The lock belongs to the open file and not to the process, so threads exclude each other too.
+    One byte of the file for each name, so nothing is left behind for each. (Two names that share a byte only wait for
+    each other; who takes a second lock takes it of another file.) The lock belongs to the open file and not to the
+    process, so threads exclude each other too.
     """
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        byte = zlib.crc32(volume.encode())
+        byte = zlib.crc32(what.encode())
         fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
         yield
     finally:

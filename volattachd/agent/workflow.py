@@ -328,11 +328,11 @@ class Agent:
             work = self._work(volume)
             work.wish = Wish(mode, instance_uuid, mount_point)
             work.connector = made
-            work.row = _to_resume(volume, work.own_rows(), work.wish, connector)
+            work.row = _to_resume(volume, work.own_rows(), work.wish, made.name)
             self._finish_detaching(work)
             walk(ATTACH, work, take_back=work.state != "attached")
             assert work.row is not None
-            return Attached(volume, work.row["attachment_id"], work.row["mode"], connector, work.device)
+            return Attached(volume, work.row["attachment_id"], work.row["mode"], made.name, work.device)
 
     def _finish_detaching(self, work: Work) -> None:
         """A detach that was cut off is turned round while the host still has access, and else brought to its end."""
@@ -366,7 +366,7 @@ class Agent:
 
     @contextmanager
     def _only_one(self, volume: str) -> Iterator[None]:
-        with only_one(self._runtime or runtime_directory(), volume):
+        with only_one((self._runtime or runtime_directory()) / "volumes.lock", volume):
             yield
 
 

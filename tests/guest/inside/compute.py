@@ -69,7 +69,7 @@ def leftovers() -> list[str]:
 
 def _is_ours(path: Path) -> bool:
     """Settings of the host, and locks without content, are no leftovers."""
-    settings = {"initiatorname.iscsi", "iscsid.conf", "lock", "wwids", "bindings"}
+    settings = {"initiatorname.iscsi", "iscsid.conf", "volumes.lock", "open-iscsi.lock", "wwids", "bindings"}
     return path.name not in settings or (path.name == "wwids" and "3600140" in path.read_text())
 
 
