@@ -115,14 +115,14 @@ BACK = ("begin_detaching", "terminate_connection", "detach")
 @pytest.mark.parametrize(("moment", "call"), list(itertools.product(("before", "after"), CALLS)))
 def test_an_attach_that_fails_at_a_call_is_taken_back(moment: str, call: str, rig: Rig, host: Host) -> None:
     host.before[f"{moment} {call}"] = DriverError("it fails")
-    with pytest.raises(DriverError, match="^it fails$"):
+    with pytest.raises(DriverError, match=r"^it fails$"):
         host.agent.attach(VOLUME)
     assert (status(rig), host.devices(), rig.exported()) == ("available", [], False)
 
 
 def test_a_connection_that_fails_is_terminated(rig: Rig, host: Host) -> None:
     host.connector.fails = ConnectFailed("no such portal")
-    with pytest.raises(ConnectFailed, match="^no such portal$"):
+    with pytest.raises(ConnectFailed, match=r"^no such portal$"):
         host.agent.attach(VOLUME)
     assert (status(rig), host.devices(), rig.exported()) == ("available", [], False)
     assert host.told == ["reserve", "initialize", "connect", "undo connect", "undo initialize", "undo reserve"]
@@ -138,7 +138,7 @@ def test_an_interrupt_is_a_failure_like_another(rig: Rig, host: Host) -> None:
 def test_a_way_back_that_fails_is_told_with_what_goes_on_with_it(rig: Rig, host: Host) -> None:
     host.connector.fails = ConnectFailed("no such portal")
     host.before["before terminate_connection"] = Unreachable("nobody is there")
-    with pytest.raises(ConnectFailed, match="^no such portal; and the way back failed: nobody is there$") as raised:
+    with pytest.raises(ConnectFailed, match=r"^no such portal; and the way back failed: nobody is there$") as raised:
         host.agent.attach(VOLUME)
     assert raised.value.correction == f"volattach detach {VOLUME}, which goes on with it"
     host.before.clear()
