@@ -37,7 +37,7 @@ test: test-packages lint docs-check
 	@$(RUN) -m pytest --durations=5 $(ARGS)
 
 SOAKED := tests/model tests/faults tests/guest/test_power.py tests/guest/test_package.py \
-    $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py)
+    $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py agent_load.py)
 
 soak: test-packages $(READY)
 	@echo "==> pytest, the long way"

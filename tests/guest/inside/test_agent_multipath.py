@@ -1,0 +1,103 @@
+"""Two portals and multipathd: the map is handed out, a portal that goes away costs no I/O, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guest.inside.compute import Compute, leftovers, rename_initiator
+from tests.guest.inside.initiator import run
+from tests.guest.inside.program import Program
+
+GUEST = {"timeout": 600.0}
+
+PORTALS = ("192.0.2.10", "192.0.2.11")
+SECONDS = 120.0
+
+
+@pytest.fixture(scope="module")
+def program(base: Path) -> Iterator[Program]:
+    """The daemon on two addresses, each of which can be taken away."""
+    run("ip", "link", "add", "portals", "type", "dummy")
+    run("ip", "link", "set", "portals", "up")
+    for address in PORTALS:
+        run("ip", "addr", "add", f"{address}/32", "dev", "portals")
+    words = ", ".join(f'"{address}"' for address in PORTALS)
+    made = Program(base, f'[target]\ndriver = "lio"\nportals = [{words}]\n')
+    made.start()
+    yield made
+    assert made.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def compute(program: Program) -> Iterator[Compute]:
+    """A host with multipathd as Debian sets it up."""
+    run("modprobe", "-a", "dm-multipath", "dm-service-time")
+    rename_initiator("iqn.2026-11.com.example:multipath")
+    run("multipathd")
+    wait_until(lambda: run("multipathd", "show", "daemon", check=False).returncode == 0)
+    yield Compute(program)
+    os.kill(int(Path("/run/multipathd.pid").read_text()), signal.SIGTERM)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.1)
+
+
+def failed_paths() -> int:
+    return run("multipathd", "show", "paths", "raw", "format", "%t").stdout.split().count("failed")
+
+
+def test_a_map_over_both_portals_is_handed_out(compute: Compute, volume: str) -> None:
+    found = compute.attach(volume)
+    assert found["device"].startswith("/dev/mapper/")
+    assert len(found["paths"]) == 2
+    assert len(list(Path("/sys/class/iscsi_session").iterdir())) == 2
+    assert compute.attach(volume) == found
+    run("mkfs.ext4", "-q", found["device"])
+    run("mount", found["device"], "/mnt")
+    refused = compute.volattach("detach", volume)
+    assert refused.returncode == 4 and "is mounted at /mnt" in refused.stderr
+    run("umount", "/mnt")
+    compute.detach(volume)
+    assert leftovers() == []
+
+
+def test_a_portal_that_goes_away_costs_no_io(compute: Compute, volume: str) -> None:
+    """fio verifies what it reads back; an error of one write would end it."""
+    device = compute.attach(volume)["device"]
+    mapped = Path("/sys/block", Path(device).resolve().name, "stat")
+    words = f"fio --name=io --filename={device} --rw=randwrite --bs=4k --size=8M --direct=1 --rate=400k --verify=crc32c"
+    with subprocess.Popen(words.split(), stdout=subprocess.PIPE, text=True) as fio:
+        wait_until(lambda: int(mapped.read_text().split()[4]) > 100)
+        run("ip", "addr", "del", f"{PORTALS[0]}/32", "dev", "portals")
+        try:
+            wait_until(failed_paths)
+            assert fio.poll() is None, "the path failed under I/O, not after it"
+            said, _ = fio.communicate(timeout=SECONDS)
+        finally:
+            run("ip", "addr", "add", f"{PORTALS[0]}/32", "dev", "portals")
+    assert fio.returncode == 0, said
+    wait_until(lambda: not failed_paths())
+    compute.detach(volume)
+    assert leftovers() == []
+
+
+def test_one_portal_of_two_is_enough_to_attach(compute: Compute, volume: str) -> None:
+    run("ip", "addr", "del", f"{PORTALS[1]}/32", "dev", "portals")
+    try:
+        found = compute.attach(volume)
+        assert found["device"].startswith("/dev/mapper/") and len(found["paths"]) == 1
+    finally:
+        run("ip", "addr", "add", f"{PORTALS[1]}/32", "dev", "portals")
+    compute.detach(volume)
+    assert leftovers() == []
