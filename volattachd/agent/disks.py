@@ -110,7 +110,7 @@ def _pyudev() -> Any:
         import pyudev
     except ImportError as error:
         raise ConnectorUnusable(
-            f"the connector iscsi waits for devices through udev, and {error}",
+            f"the agent waits for devices through udev, and {error}",
             "install python3-pyudev, or pip install 'volattachd[agent]'",
         ) from error
     return pyudev

@@ -139,9 +139,11 @@ def with_settings(record: str, settings: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def settings_for(initiator: str, data: Mapping[str, object]) -> dict[str, str]:
-    """What a record needs beside the host's own settings."""
+def settings_for(initiator: str, data: Mapping[str, object], one_of_several: bool = False) -> dict[str, str]:
+    """What a record needs beside the host's own settings. One path of several gives up soon: the others go on."""
+    soon = {"node.session.timeo.replacement_timeout": str(_LOGIN_SECONDS)} if one_of_several else {}
     return {
+        **soon,
         "node.startup": "manual",
         "node.conn[0].startup": "manual",
         "node.conn[0].timeo.login_timeout": str(_LOGIN_SECONDS),

@@ -78,7 +78,6 @@ PATH: Schema = {
 }
 CONNECTOR: Schema = {
     "type": "object",
-    "required": ["initiator"],
     "properties": {
         "initiator": {"type": "string", "description": "the iSCSI name that the host logs in with"},
         "host": {"type": "string"},

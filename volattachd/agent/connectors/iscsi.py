@@ -56,8 +56,8 @@ class IscsiConnector(Connector):
         """Log in where there is no session yet: to each portal for multipathd, else to the first that lets in."""
         data, refusals = connection.data, []
         node = open_iscsi.Node(connection.target_name)
-        settings = open_iscsi.settings_for(self._initiator(), data)
         everywhere = multipath.is_running()
+        settings = open_iscsi.settings_for(self._initiator(), data, one_of_several=everywhere)
         if sessions_of(connection.target_name) and not everywhere:
             return
         for portal in portals_of(data):

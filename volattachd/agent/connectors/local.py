@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from typing import Any
 
 from volattachd.agent import open_iscsi, usage
 from volattachd.agent.connectors.base import Connection, Connector, Device, describe_host
+from volattachd.agent.disks import Appearance
 from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, DeviceInUse
+
+#: How long a loop device may take to go, in seconds.
+GOES_WITHIN = 30.0
 
 
 class LocalConnector(Connector):
@@ -51,7 +56,7 @@ class LocalConnector(Connector):
             disks = [os.path.basename(os.path.realpath(path))]
         lost = self._drop(disks) if force else self._let_go(disks)
         for loop in loops:
-            self._remove_loop(loop)
+            self._remove_loop(loop, path)
         return lost
 
     def _let_go(self, disks: list[str]) -> list[str]:
@@ -72,10 +77,13 @@ class LocalConnector(Connector):
         late = [disk for disk in disks if not usage.flush_by_force(disk)]
         return lost + [f"/dev/{disk}: what had not been written is lost" for disk in late]
 
-    def _remove_loop(self, loop: str) -> None:
+    def _remove_loop(self, loop: str, path: str) -> None:
+        """Detach it, and wait until it is gone: while udev still looks at it, the kernel only makes a note."""
+        appearance = Appearance()
         done = open_iscsi.run("losetup", "--detach", loop)
-        if done.returncode and os.path.basename(loop) in str(loops_over(loop)):
-            raise ConnectFailed(f"cannot remove {loop}: {' '.join(done.stdout.split())}")
+        deadline = time.monotonic() + GOES_WITHIN
+        if appearance.wait(lambda: loop not in loops_over(path) or None, lambda: deadline - time.monotonic()) is None:
+            raise ConnectFailed(f"cannot remove {loop}: {' '.join(done.stdout.split()) or 'something has it open'}")
 
 
 def needs_loop(path: str, mode: str) -> bool:
