@@ -1,0 +1,51 @@
+"""Who uses a device, from tables as the kernel writes them. On a real kernel: tests/guest/inside/test_agent.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from volattachd.agent.usage import users_of
+
+
+@pytest.fixture
+def sys(tmp_path: Path) -> Path:
+    """A disk sdz with one partition."""
+    block = tmp_path / "sys/block/sdz"
+    (block / "sdz1/holders").mkdir(parents=True)
+    (block / "holders").mkdir()
+    (block / "dev").write_text("8:400\n")
+    (block / "sdz1/dev").write_text("8:401\n")
+    (block / "sdz1/partition").write_text("1\n")
+    for name, path in (("sdz", block), ("sdz1", block / "sdz1")):
+        (tmp_path / "sys/class/block").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/class/block" / name).symlink_to(path)
+    return tmp_path / "sys"
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """Two processes, each in a mount namespace of its own."""
+    for pid in ("100", "200"):
+        base = tmp_path / "proc" / pid
+        (base / "ns").mkdir(parents=True)
+        (base / "ns/mnt").symlink_to(f"mnt:[{pid}]")
+        (base / "mountinfo").write_text("1 0 0:5 / / rw - ext4 /dev/root rw\n")
+    (tmp_path / "proc/swaps").write_text("Filename Type Size Used Priority\n")
+    return tmp_path / "proc"
+
+
+def test_a_device_that_nobody_uses(sys: Path, proc: Path) -> None:
+    assert users_of("sdz", sys, proc) == []
+
+
+def test_a_mount_in_another_namespace_and_of_a_partition_is_seen(sys: Path, proc: Path) -> None:
+    (proc / "200/mountinfo").write_text("7 0 8:401 / /data\\040dir rw shared:1 - ext4 /dev/sdz1 rw\n")
+    assert users_of("sdz", sys, proc) == ["/dev/sdz1 is mounted at /data dir"]
+
+
+def test_what_lies_on_a_partition_is_named_as_people_name_it(sys: Path, proc: Path) -> None:
+    (sys / "class/block/sdz1/holders/dm-3/dm").mkdir(parents=True)
+    (sys / "class/block/sdz1/holders/dm-3/dm/name").write_text("vg-data\n")
+    assert users_of("sdz", sys, proc) == ["/dev/sdz1 is held by vg-data"]
