@@ -68,9 +68,9 @@ def leftovers() -> list[str]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Settings of the host, and locks without content, are no leftovers."""
+    """Settings of the host, locks without content, and lines that multipath has struck out, are no leftovers."""
     settings = {"initiatorname.iscsi", "iscsid.conf", "volumes.lock", "open-iscsi.lock", "wwids", "bindings"}
-    return path.name not in settings or (path.name == "wwids" and "3600140" in path.read_text())
+    return path.name not in settings or (path.name == "wwids" and "\n/" in path.read_text())
 
 
 def _processes() -> list[str]:
