@@ -16,6 +16,7 @@ import pytest
 import volattachd.cli
 from tests.cli.fake_daemon import result, serving
 
+ROOT = Path(volattachd.__path__[0])
 CLI = sorted(f"volattachd.cli.{path.stem}" for path in Path(volattachd.cli.__path__[0]).glob("[a-z]*.py"))
 RPC = [
     f"volattachd.rpc.{name}"
@@ -43,7 +44,23 @@ PLAIN = {
     *(f"volattachd.cli.{name}" for name in ("commands", "exits", "parser", "rendering")),
     *(f"volattachd.rpc.{name}" for name in ("connection", "exchange", "strictjson", "transport", "unix")),
     *("typing", "typing.io", "typing.re", "contextlib", "grp", "math", "locale"),
+#: What only some commands need; each costs as much as a whole start of ``volattach list`` may cost more than Python.
+DEAR = {
+    "asyncio",
+    "dataclasses",
+    "difflib",
+    "hypothesis",
+    "inspect",
+    "pathlib",
+    "subprocess",
+    "volattachd.agent",
+    "volattachd.rpc.methods",
 }
+
+AGENT = [
+    f"volattachd.agent.{'.'.join(path.relative_to(ROOT / 'agent').with_suffix('').parts)}"
+    for path in sorted((ROOT / "agent").rglob("[a-z]*.py"))
+]
 
 
 def imported_by(program: str) -> set[str]:
@@ -64,7 +81,17 @@ def test_the_client_half_imports_the_standard_library_and_itself_only(module: st
     foreign = {
         name for name in imported_by(f"import {module}") if name.partition(".")[0] not in sys.stdlib_module_names
     }
-    assert foreign <= ALLOWED
+    assert {name for name in foreign if not name.startswith("volattachd.agent")} <= ALLOWED
+
+
+@pytest.mark.parametrize("module", AGENT)
+def test_the_agent_needs_pyudev_only_where_it_waits_for_a_device(module: str) -> None:
+    loaded_modules = imported_by(f"import {module}")
+    assert not {
+        name for name in loaded_modules if name.partition(".")[0] not in {*sys.stdlib_module_names, "volattachd"}
+    }
+    theirs = {name for name in loaded_modules if name.startswith("volattachd.")}
+    assert {name for name in theirs if not name.startswith("volattachd.agent")} <= ALLOWED
 
 
 def test_a_plain_command_imports_what_it_needs_and_no_more(tmp_path: Path) -> None:
