@@ -75,7 +75,8 @@ def test_a_map_over_both_portals_is_handed_out(compute: Compute, volume: str) ->
 def test_a_portal_that_goes_away_costs_no_io(compute: Compute, volume: str) -> None:
     """fio verifies what it reads back; an error of one write would end it."""
     device = compute.attach(volume)["device"]
-    mapped = Path("/sys/block", Path(device).resolve().name, "stat")
+    number = os.stat(device).st_rdev
+    mapped = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
     words = f"fio --name=io --filename={device} --rw=randwrite --bs=4k --size=8M --direct=1 --rate=400k --verify=crc32c"
     with subprocess.Popen(words.split(), stdout=subprocess.PIPE, text=True) as fio:
         wait_until(lambda: int(mapped.read_text().split()[4]) > 100)

@@ -99,15 +99,16 @@ class IscsiConnector(Connector):
 
         def find() -> str | None:
             mapped = multipath.map_over(disks)
-            return mapped if mapped and appearance.is_ready(mapped) else None
+            path = f"/dev/mapper/{multipath.name_of(mapped)}" if mapped else ""
+            return path if mapped and appearance.is_ready(mapped) and os.path.exists(path) else None
 
-        mapped = appearance.wait(find, left)
-        if mapped is None:
+        path = appearance.wait(find, left)
+        if path is None:
             raise ConnectFailed(
                 f"multipathd made no map over {', '.join(disks)} within {self._appears_within:g} s",
                 "see multipathd's log, or stop it: one path needs no map",
             )
-        return f"/dev/mapper/{multipath.name_of(mapped)}"
+        return path
 
     def disconnect(self, connection: Connection, force: bool = False) -> list[str]:
         sessions, node = sessions_of(connection.target_name), open_iscsi.Node(connection.target_name)
