@@ -25,7 +25,7 @@ _PACKAGES = (
     "jq python3-prometheus-client "
     "busybox-static dbus dmsetup e2fsprogs fio iproute2 iputils-ping kmod libiscsi-bin lvm2 multipath-tools "
     "open-iscsi openssh-client openssh-server procps psmisc python3 python3-fastjsonschema "
-    "python3-hypothesis python3-jsonschema python3-pyroute2 python3-pytest python3-pyudev "
+    "python3-hypothesis python3-jsonschema python3-os-brick python3-pyroute2 python3-pytest python3-pyudev "
     "python3-rtslib-fb python3-sdnotify python3-tomli python3-typing-extensions sg3-utils strace "
     "systemd systemd-sysv targetcli-fb tgt thin-provisioning-tools udev util-linux"
 )
