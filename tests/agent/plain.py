@@ -19,8 +19,11 @@ class PlainConnector(Connector):
         self.directory = directory
         self.initiator = initiator
         self.fails: Exception | None = None
+        self.lacks: Exception | None = None
 
     def get_connector(self, host: str) -> dict[str, Any]:
+        if self.lacks:
+            raise self.lacks
         return describe_host(host, initiator=self.initiator, ip="127.0.0.1")
 
     def connect(self, connection: Connection) -> Device:

@@ -135,6 +135,20 @@ def test_an_interrupt_is_a_failure_like_another(rig: Rig, host: Host) -> None:
     assert (status(rig), host.devices()) == ("available", [])
 
 
+def test_an_interrupt_between_two_steps_is_one_too(rig: Rig, host: Host) -> None:
+    host.before["step attach"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        host.agent.attach(VOLUME)
+    assert (status(rig), host.devices()) == ("available", [])
+
+
+def test_a_host_that_lacks_what_the_connector_needs_reserves_nothing(rig: Rig, host: Host) -> None:
+    host.connector.lacks = ConnectorUnusable("this host has no initiator")
+    with pytest.raises(ConnectorUnusable, match="has no initiator"):
+        host.agent.attach(VOLUME)
+    assert rig.service.get_history(ADMIN)[-1]["call"] == "register_volume"
+
+
 def test_a_way_back_that_fails_is_told_with_what_goes_on_with_it(rig: Rig, host: Host) -> None:
     host.connector.fails = ConnectFailed("no such portal")
     host.before["before terminate_connection"] = Unreachable("nobody is there")

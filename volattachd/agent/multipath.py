@@ -12,6 +12,9 @@ from volattachd.agent.open_iscsi import run
 #: multipathd's control socket, in the abstract namespace.
 _SOCKET = "\0/org/kernel/linux/storage/multipathd"
 
+#: How often a map is tried to be removed; multipath(8) waits a second between two tries.
+_TRIES = "10"
+
 
 def is_running() -> bool:
     """Whether multipathd answers on this host."""
@@ -54,9 +57,12 @@ def name_of(mapped: str, sys: Path = SYS) -> str:
 
 
 def remove_map(mapped: str, disks: list[str], sys: Path = SYS) -> None:
-    """Remove a map that nobody uses, and the paths' entry in multipath's list of WWIDs."""
+    """Remove a map that nobody uses, and the paths' entry in multipath's list of WWIDs (a struck-out line stays).
+
+    udev looks at a map that somebody has just had open; that is what the tries are for.
+    """
     name = name_of(mapped, sys)
-    done = run("multipath", "-f", name)
+    done = run("multipath", "-R", _TRIES, "-f", name)
     if done.returncode and (sys / "block" / mapped).exists():
         raise ConnectFailed(f"cannot remove the multipath map {name}: {' '.join(done.stdout.split())}")
     for disk in disks[:1]:

@@ -128,6 +128,7 @@ class Work:
         self.row: View | None = None
         self.connector: Connector | None = None
         self.wish = Wish()
+        self.told: View = {}
         self.force = False
         self.lost: list[str] = []
         self.device = Device("")
@@ -172,8 +173,7 @@ class Work:
 
     def initialize(self) -> None:
         connector = self._needed()
-        told = {**connector.get_connector(self._host), CONNECTOR_MEMBER: connector.name}
-        info = self._call("initialize_connection", connector=told)
+        info = self._call("initialize_connection", connector={**self.told, CONNECTOR_MEMBER: connector.name})
         if info["driver_volume_type"] != connector.volume_type:
             raise ConnectorUnusable(
                 f"cannot attach volume {self.name!r} through {connector.name}: the daemon offers"
@@ -265,8 +265,8 @@ def walk(steps: Sequence[Step], work: Work, *, take_back: bool = True) -> None:
     """Do the steps in order. Where one fails (an interrupt is a failure too), go back and raise what it raised."""
     done: list[Step] = []
     for step in steps:
-        work.report(step.name)
         try:
+            work.report(step.name)
             step.do(work)
         except BaseException as error:
             if take_back:
@@ -324,8 +324,10 @@ class Agent:
     ) -> Attached:
         """Make the volume's device appear on this host, or find it where it already is."""
         made = self._make(connector, self._report)
+        told = made.get_connector(self._host)  # what this host lacks is told before anything is reserved
         with self._only_one(volume):
             work = self._work(volume)
+            work.told = told
             work.wish = Wish(mode, instance_uuid, mount_point)
             work.connector = made
             work.row = _to_resume(volume, work.own_rows(), work.wish, made.name)

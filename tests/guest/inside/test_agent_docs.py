@@ -17,7 +17,7 @@ from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
 from volattachd.rpc.client import DEFAULT_SOCKET
 
-REPO = Path("/host/repo")
+REPO = Path(__file__).parents[3]
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", (REPO / "docs/agent.md").read_text(), re.MULTILINE | re.DOTALL)
 SHELL = re.findall(r"^```sh\n(.*?)^```", (REPO / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
