@@ -44,17 +44,6 @@ PLAIN = {
     *(f"volattachd.cli.{name}" for name in ("commands", "exits", "parser", "rendering")),
     *(f"volattachd.rpc.{name}" for name in ("connection", "exchange", "strictjson", "transport", "unix")),
     *("typing", "typing.io", "typing.re", "contextlib", "grp", "math", "locale"),
-#: What only some commands need; each costs as much as a whole start of ``volattach list`` may cost more than Python.
-DEAR = {
-    "asyncio",
-    "dataclasses",
-    "difflib",
-    "hypothesis",
-    "inspect",
-    "pathlib",
-    "subprocess",
-    "volattachd.agent",
-    "volattachd.rpc.methods",
 }
 
 AGENT = [

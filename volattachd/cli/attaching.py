@@ -10,22 +10,23 @@ from typing import Any
 from volattachd.agent import Agent, SentAgain
 from volattachd.cli.rendering import text
 from volattachd.rpc.client import Client
+from volattachd.rpc.connection import Connection
 
 
-def attach(client: Client, args: argparse.Namespace) -> dict[str, Any]:
+def attach(connection: Connection, args: argparse.Namespace) -> dict[str, Any]:
     """The device of a volume on this host."""
     wish = {"mode": args.mode, "instance_uuid": args.instance, "mount_point": args.mount_point}
-    return _agent(client, args).attach(args.volume, **wish, connector=args.connector).view()
+    return _agent(connection).attach(args.volume, **wish, connector=args.connector).view()
 
 
-def detach(client: Client, args: argparse.Namespace) -> dict[str, Any]:
+def detach(connection: Connection, args: argparse.Namespace) -> dict[str, Any]:
     """A volume without this host."""
-    agent = _agent(client, args)
+    agent = _agent(connection)
     return agent.detach(args.volume, args.force, args.instance, args.connector).view()
 
 
-def _agent(client: Client, args: argparse.Namespace) -> Agent:
-    return Agent(SentAgain(lambda: Client(client.socket_path, client.timeout)), report=_report())
+def _agent(connection: Connection) -> Agent:
+    return Agent(SentAgain(lambda: Client(connection.address, connection.timeout)), report=_report())
 
 
 def _report() -> Callable[[str], None]:

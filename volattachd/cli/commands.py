@@ -211,10 +211,10 @@ def _attach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connector", metavar="NAME", default="iscsi", help="iscsi (default), local, qemu or another")
 
 
-def _attach(client: Client, args: argparse.Namespace) -> Outcome:
+def _attach(connection: Connection, args: argparse.Namespace) -> Outcome:
     from volattachd.cli import attaching  # the agent: no other command needs it
 
-    return Outcome("agent.attach", attaching.attach(client, args))
+    return Outcome("agent.attach", attaching.attach(connection, args))
 
 
 def _detach_options(parser: argparse.ArgumentParser) -> None:
@@ -224,10 +224,10 @@ def _detach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connector", metavar="NAME", default="iscsi", help="whose leftovers to remove")
 
 
-def _detach(client: Client, args: argparse.Namespace) -> Outcome:
+def _detach(connection: Connection, args: argparse.Namespace) -> Outcome:
     from volattachd.cli import attaching
 
-    return Outcome("agent.detach", attaching.detach(client, args))
+    return Outcome("agent.detach", attaching.detach(connection, args))
 
 
 COMMANDS: tuple[Command, ...] = (
