@@ -51,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_OK
         return Daemon(settings).run()
     except ConfigError as error:
-        return _refuse(records.CONFIG_REFUSED, error, EXIT_CONFIG)
-    except JournalDamaged as error:
-        return _refuse(records.START_FAILED, error, EXIT_DAMAGED)
+        records.CONFIG_REFUSED.tell(reason=error)
+        return _end_with(error, EXIT_CONFIG)
     except (JournalUnusable, DriverError) as error:
-        return _refuse(records.START_FAILED, error, EXIT_FAILED)
+        records.START_FAILED.tell(reason=error)
+        return _end_with(error, EXIT_DAMAGED if isinstance(error, JournalDamaged) else EXIT_FAILED)
 
 
-def _refuse(kind: records.Kind, error: Exception, code: int) -> int:
-    """Say why there is no daemon: in the log, and where ``systemctl status`` shows it."""
-    kind.tell(reason=error)
+def _end_with(error: Exception, code: int) -> int:
+    """Say why there is no daemon where ``systemctl status`` shows it; the answer is the exit code."""
     sdnotify.SystemdNotifier().notify("STATUS=" + str(error).translate({ord("\n"): " "}))
     return code
 
