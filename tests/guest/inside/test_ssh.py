@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.guest.inside.compute import leftovers, rename_initiator
 from tests.guest.inside.initiator import Initiator, read_back, run, write_pattern
 from tests.guest.inside.program import Program, connector
 from volattachd.rpc.client import AccessRefused, Client, NoAnswer, Unreachable
@@ -187,3 +188,24 @@ def test_a_restart_of_the_daemon_is_waited_for(program: Program, address: str, v
         before: Any = client.show_volume(volume)
         program.restart()
         assert client.show_volume(volume) == before
+
+
+def test_the_agent_attaches_and_detaches_through_ssh(program: Program, address: str, volume: str) -> None:
+    """Root here, for the devices; ops there, who is in the daemon's group and no more."""
+    rename_initiator("iqn.2026-11.com.example:through-ssh")
+    before = leftovers()
+
+    def volattach(*words: str) -> dict[str, Any]:
+        done = run(sys.executable, "-m", "volattachd.cli", "--host", address, "--json", *words)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    device = Path(volattach("attach", volume)["device"])
+    [row] = program.call("list_attachments", volume=volume)
+    assert (row["state"], row["owner"]) == ("attached", pwd.getpwnam("ops").pw_uid)
+    written = write_pattern(device, 11)
+    assert read_back(device, len(written)) == written
+    assert volattach("attach", volume)["attachment_id"] == row["attachment_id"], "the same command again finds it"
+    assert volattach("detach", volume) == {"volume": volume, "status": "available", "lost": []}
+    assert leftovers() == before
+    until(lambda: not far_sides(), "the far sides have ended")
