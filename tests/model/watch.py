@@ -44,6 +44,7 @@ class Watch:
         """Everything."""
         self.check_rows()
         self.check_history()
+        self.find_untold_secrets()  # where the device was away at the death, the grant came to the target only later
         for volume in self.world.volumes:
             self._check_target(volume)
             self._check_logins(volume)
