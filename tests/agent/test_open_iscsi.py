@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from volattachd.agent.errors import ConnectorUnusable
+from volattachd.agent.errors import ConnectFailed, ConnectorUnusable
 from volattachd.agent.open_iscsi import Node, initiator_name, settings_for, with_settings
 
 RECORD = """\
@@ -65,3 +65,36 @@ def test_the_initiators_name_is_read_from_its_file(tmp_path: Path) -> None:
         initiator_name(file)
     file.write_text("## comment\nInitiatorName=iqn.1993-08.org.debian:01:abc\n")
     assert initiator_name(file) == "iqn.1993-08.org.debian:01:abc"
+
+
+@pytest.fixture
+def iscsiadm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for iscsiadm: each command takes the next exit code from a file, and 0 when there is none left."""
+    codes = tmp_path / "codes"
+    program = tmp_path / "bin" / "iscsiadm"
+    program.parent.mkdir()
+    script = f'code=$(sed -n 1p {codes}); sed -i 1d {codes}; echo "said $code"; exit ${{code:-0}}'
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    return codes
+
+
+@pytest.mark.parametrize("codes", [[0], [15], [8, 0], [8, 8, 0], [8, 15]])
+def test_a_login_that_ran_out_of_time_is_tried_again(iscsiadm: Path, codes: list[int]) -> None:
+    iscsiadm.write_text("".join(f"{code}\n" for code in codes))
+    Node("iqn.2026-11.org.example:vol-1").log_in("127.0.0.1:3260")
+    assert iscsiadm.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("codes", "tries", "left"),
+    [([8, 8, 8, 0], 3, "0\n"), ([8, 0], 1, "0\n"), ([24, 0], 3, "0\n"), ([8, 19, 0], 3, "0\n"), ([4, 0], 3, "0\n")],
+)
+def test_a_refusal_is_an_answer_and_a_portal_that_never_answers_is_dead(
+    iscsiadm: Path, codes: list[int], tries: int, left: str
+) -> None:
+    iscsiadm.write_text("".join(f"{code}\n" for code in codes))
+    with pytest.raises(ConnectFailed, match="cannot log in to"):
+        Node("iqn.2026-11.org.example:vol-1").log_in("127.0.0.1:3260", tries)
+    assert iscsiadm.read_text() == left

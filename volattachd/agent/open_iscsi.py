@@ -36,7 +36,11 @@ _COMMAND_SECONDS = 120.0
 _LOGIN_SECONDS = 15
 
 #: iscsiadm(8), EXIT STATUS.
-_SESSION_EXISTS, _NO_RECORD, _DATABASE = 15, 21, 6
+_SESSION_EXISTS, _NO_RECORD, _DATABASE, _TIMED_OUT = 15, 21, 6, 8
+
+#: Logins that are tried before a portal counts as dead. A busy target takes them one after the other (LIO has a thread
+#: for each portal, and lets a login that stalls hold up the rest for 15 s), so one that ran out of time is no refusal.
+LOGIN_TRIES = 3
 
 #: For how long a command is sent again that met a change of the records, and the pause before, in seconds.
 _DATABASE_SECONDS, _DATABASE_PAUSE = 30.0, 0.1
@@ -80,9 +84,12 @@ class Node:
             for base, path in found:
                 self._exchange(base, path, settings)
 
-    def log_in(self, portal: str) -> None:
-        """Log in; a session that is there is as good as a new one."""
-        done = self._iscsiadm("-p", portal, "--login")
+    def log_in(self, portal: str, tries: int = LOGIN_TRIES) -> None:
+        """Log in; a session that is there is as good as a new one. Only a login that ran out of time is tried again."""
+        for left in reversed(range(tries)):
+            done = self._iscsiadm("-p", portal, "--login")
+            if done.returncode != _TIMED_OUT or not left:
+                break
         if done.returncode != _SESSION_EXISTS:
             _check(done, f"cannot log in to {self.target_name} at {portal}")
 

@@ -64,7 +64,7 @@ class IscsiConnector(Connector):
             self.report(f"{connection.name}: logging in at {portal}")
             try:
                 node.record(portal, settings)
-                node.log_in(portal)
+                node.log_in(portal, tries=1 if everywhere else open_iscsi.LOGIN_TRIES)
             except ConnectFailed as error:
                 refusals.append(error)
                 self.report(f"{connection.name}: {error.message}")
