@@ -142,7 +142,7 @@ class World:
         shared: bool = False,
         parts: Parts | None = None,
     ) -> None:
-        self.config = replace(Config(), state_dir=directory, iqn_prefix=PREFIX)
+        self.config = replace(Config(), state_dir=directory, iqn_prefix=PREFIX, portals=(PORTAL,))
         self.path = path
         self.fs = fs
         self.reader = reader
