@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+T = TypeVar("T")
 
 #: A configfs attribute is at most one page long.
 _PAGE = 4096
@@ -101,3 +105,77 @@ class ConfigFs:
     def remove_link(self, path: str) -> None:
         """unlink: unties it again."""
         os.unlink(self._path(path))
+
+
+class Look(ConfigFs):
+    """One look at the tree, for the length of one plan: what was read is not read again.
+
+    A change that goes through it ends the look: whatever is read after that is read anew. An object whose attribute
+    could be read, or that was listed, is known to be there. What was missing is asked for again. One thread's own.
+    """
+
+    def __init__(self, real: ConfigFs) -> None:
+        super().__init__(real.root)
+        self._real = real
+        self._forget()
+
+    def _forget(self) -> None:
+        self._dirs: set[str] = set()
+        self._seen: dict[tuple[Callable[[str], object], str], object] = {}
+
+    def _once(self, read: Callable[[str], T], path: str) -> T:
+        key = (read, path)
+        if key not in self._seen:
+            self._seen[key] = read(path)
+        return cast(T, self._seen[key])
+
+    def _note(self, path: str) -> None:
+        """The object is there, and so are those that it lies in."""
+        while path and path not in self._dirs:
+            self._dirs.add(path)
+            path = path.rpartition("/")[0]
+
+    def is_dir(self, path: str) -> bool:
+        if path not in self._dirs and self._real.is_dir(path):
+            self._note(path)
+        return path in self._dirs
+
+    def list_dir(self, path: str) -> list[str]:
+        return self._once(self._real.list_dir, path)
+
+    def list_links(self, path: str) -> list[str]:
+        return self._once(self._real.list_links, path)
+
+    def list_dirs(self, path: str) -> list[str]:
+        found = self._once(self._real.list_dirs, path)
+        for name in found:
+            self._note(f"{path}/{name}")
+        return found
+
+    def read(self, path: str) -> str:
+        value = self._once(self._real.read, path)
+        self._note(path.rpartition("/")[0])
+        return value
+
+    def read_link(self, path: str) -> str | None:
+        return self._once(self._real.read_link, path)
+
+    def make_dir(self, path: str) -> None:
+        self._forget()
+        self._real.make_dir(path)
+
+    def remove_dir(self, path: str) -> None:
+        self._forget()
+        self._real.remove_dir(path)
+
+    def write(self, path: str, value: str) -> None:
+        self._forget()
+        self._real.write(path, value)
+
+    def make_link(self, path: str, target: str) -> None:
+        self._forget()
+        self._real.make_link(path, target)
+
+    def remove_link(self, path: str) -> None:
+        self._forget()
+        self._real.remove_link(path)

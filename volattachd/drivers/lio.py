@@ -33,12 +33,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs import ConfigFs, Look
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Export, Grant, Mode, Volume
 
@@ -161,13 +162,22 @@ class LioDriver(TargetDriver):
 
     def plan(self, want: Export) -> list[Step]:
         with _translated(f"cannot read the target of volume {want.volume.id!r}"):
-            names = self.names_of(want.volume)
-            if not want.exported:
-                return self._removal(names)
-            if self._must_be_rebuilt(names, want.volume):
-                return self._removal(names) + self._creation(names, want, (names.target, names.hba))
-            surplus, gone = self._surplus(names, want)
-            return surplus + self._creation(names, want, gone)
+            return self._looking()._plan(want)
+
+    def _looking(self) -> LioDriver:
+        """This driver for one plan, in which each attribute is read once: a read is most of what a plan costs."""
+        driver = copy(self)
+        driver.fs = Look(self.fs)
+        return driver
+
+    def _plan(self, want: Export) -> list[Step]:
+        names = self.names_of(want.volume)
+        if not want.exported:
+            return self._removal(names)
+        if self._must_be_rebuilt(names, want.volume):
+            return self._removal(names) + self._creation(names, want, (names.target, names.hba))
+        surplus, gone = self._surplus(names, want)
+        return surplus + self._creation(names, want, gone)
 
     def plan_removal(self, target_name: str) -> list[Step]:
         with _translated(f"cannot read the target {target_name}"):
