@@ -13,7 +13,7 @@ DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject pyt
 CHECKED := volattachd demo manual tests bench
 
 
-.PHONY: help demo test soak lint format docs docs-check guest-test guest-shell deb clean
+.PHONY: help demo test soak bench lint format docs docs-check guest-test guest-shell deb clean
 .PHONY: demo-packages test-packages deb-packages python-packages
 .NOTPARALLEL:
 
@@ -21,6 +21,7 @@ help:
 	@echo "make demo           one volume through the six calls, with a real initiator"
 	@echo "make test           lint, generated documents, every test (ARGS='-k words' for some of them)"
 	@echo "make soak           the long versions of the fault, power and model tests: hours"
+	@echo "make bench          volattachd beside its peers in a guest: docs/performance (ARGS='--sizes 0,100' for less)"
 	@echo "make lint           ruff and mypy"
 	@echo "make format         ruff mends what it can"
 	@echo "make docs           write the generated documents again"
@@ -42,6 +43,10 @@ SOAKED := tests/model tests/faults tests/guest/test_power.py tests/guest/test_pa
 soak: test-packages $(READY)
 	@echo "==> pytest, the long way"
 	@VOLATTACHD_SOAK=1 $(RUN) -m pytest -s $(SOAKED) $(ARGS)
+
+bench: test-packages $(VENV)/.bench-ready
+	@echo "==> bench: a guest, the measurements, docs/performance"
+	@$(RUN) -m bench $(ARGS)
 
 lint: $(READY)
 	@echo "==> ruff and mypy"
@@ -84,6 +89,11 @@ $(READY): pyproject.toml | python-packages
 	@echo "==> virtual environment $(VENV): the project with its test tools"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench-ready: $(READY)
+	@echo "==> what the plots are drawn with"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[bench]'
 	@touch $@
 
 # Debian's python3 makes virtual environments only with python3-venv; others bring ensurepip along.

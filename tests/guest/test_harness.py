@@ -56,7 +56,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of a current image that is not there, in a cache of our own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = image.cache_dir() / "current.img"
-    monkeypatch.setattr(image, "image_path", lambda: path)
+    monkeypatch.setattr(image, "image_path", lambda *_more: path)
     return path
 
 
@@ -66,7 +66,7 @@ def test_an_image_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     stale.mkdir(parents=True)
     built: list[Path] = []
 
-    def build(path: Path, scratch: Path) -> None:
+    def build(path: Path, scratch: Path, _packages: list[str]) -> None:
         assert path.parent == scratch and not cache.exists()
         built.append(path)
         path.write_text("image")
@@ -80,7 +80,7 @@ def test_an_image_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_failed_build_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No half image that the next run would take for a whole one."""
 
-    def build(path: Path, _scratch: Path) -> None:
+    def build(path: Path, _scratch: Path, _packages: list[str]) -> None:
         path.write_text("half")
         raise BuildFailed("no network")
 

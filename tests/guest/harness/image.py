@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def identity(suite: str, kernel: str, packages: list[str], pypi: tuple[str, ...]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def image_path() -> Path:
-    """Where the image for this machine and this recipe is, or would be."""
+def image_path(more: Sequence[str] = ()) -> Path:
+    """Where the image for this machine, this recipe and ``more`` packages is, or would be."""
     source = Path(recipe.__file__).read_text(encoding="utf-8")
-    name = identity(recipe.suite(), recipe.kernel_version(), recipe.PACKAGES, recipe.PYPI, source)
+    name = identity(recipe.suite(), recipe.kernel_version(), [*recipe.PACKAGES, *more], recipe.PYPI, source)
     return cache_dir() / f"{name}.img"
 
 
@@ -58,18 +58,18 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def ensure_image() -> Path:
-    """The path of the current image; builds it first if it is not there."""
-    path = image_path()
+def ensure_image(more: Sequence[str] = ()) -> Path:
+    """The path of the current image, with ``more`` packages than tests need; builds it first if it is not there."""
+    path = image_path(more)
     if path.exists():
         return path
     with locked(path.parent):
         if not path.exists():
-            _build(path)
+            _build(path, [*recipe.PACKAGES, *more])
     return path
 
 
-def _build(path: Path) -> None:
+def _build(path: Path, packages: Sequence[str]) -> None:
     """Build beside the final place and rename. A builder that was killed left its scratch: the lock is ours now."""
     for stale in path.parent.glob("build-*"):
         shutil.rmtree(stale)
@@ -77,7 +77,7 @@ def _build(path: Path) -> None:
     scratch.chmod(0o755)
     try:
         with recipe.step(f"all of {path}"):
-            recipe.build(scratch / "image", scratch)
+            recipe.build(scratch / "image", scratch, packages)
             (scratch / "image").rename(path)
     finally:
         shutil.rmtree(scratch)

@@ -114,13 +114,13 @@ def apt_settings() -> str:
     return "\n".join(line for line in kept if "::IndexTargets::" not in line) + "\n"
 
 
-def bootstrap(root: Path, scratch: Path) -> None:
-    """A minimal Debian with our packages, unpacked and configured in `root`."""
+def bootstrap(root: Path, scratch: Path, packages: Sequence[str]) -> None:
+    """A minimal Debian with these packages, unpacked and configured in `root`."""
     codename = suite()
     conf, listed = scratch / "apt.conf", scratch / "sources.list"
     conf.write_text(apt_settings())
     listed.write_text("\n".join(sources(codename)) + "\n")
-    argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", f"--aptopt={conf}"]
+    argv = ["mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}", f"--aptopt={conf}"]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in UNWANTED]
     keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
     argv += [f"--keyring={keyring}"] if keyring.exists() else []
@@ -163,13 +163,13 @@ def make_filesystem(root: Path, image: Path) -> None:
     command(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", "-d", str(root), str(image)])
 
 
-def build(image: Path, scratch: Path) -> None:
+def build(image: Path, scratch: Path, packages: Sequence[str]) -> None:
     """Make `image`; everything on the way is in `scratch`, which the caller removes."""
     if os.geteuid():
         raise Unavailable("building the guest image needs root (file owners, chroot)")
     version, root = kernel_version(), scratch / "root"
-    with step(f"Debian {suite()} with {len(PACKAGES)} packages"):
-        bootstrap(root, scratch)
+    with step(f"Debian {suite()} with {len(packages)} packages"):
+        bootstrap(root, scratch, packages)
     with step("Python packages and byte code"):
         add_python(root)
     with step(f"kernel modules {version}"):

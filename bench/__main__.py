@@ -1,0 +1,62 @@
+"""``python -m bench``: a guest, the measurements in it, and docs/performance/ made of what they gave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench import plots, report
+from tests.guest.harness.guest import REPO, Guest
+from tests.guest.harness.image import ensure_image
+
+PAGES = REPO / "docs" / "performance"
+RESULTS = PAGES / "results.json"
+_LIMIT = 7200.0
+#: What only the bench needs in its guest: Cinder's helper brings most of Cinder along.
+PACKAGES = ("cinder-common",)
+#: Compiled on the guest's own disk, as a package would be: nothing is measured through the host's files.
+_PREPARE = "mkdir /root/tree && cp -r /host/repo/volattachd /host/repo/bench /host/repo/tests /root/tree && "
+_PREPARE += "python3 -m compileall -q /root/tree/volattachd /root/tree/bench /root/tree/tests"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("--sizes", default="0,100,400,1000", help="how many other exports")
+    parser.add_argument("--runs", type=int, default=30, help="cycles of each kind")
+    parser.add_argument("--no-peers", action="store_true", help="volattachd and its floor alone")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: report and plots of the last results")
+    options = parser.parse_args()
+    PAGES.mkdir(parents=True, exist_ok=True)
+    if not options.redraw:
+        RESULTS.write_text(
+            json.dumps(measure(options.sizes, options.runs, peers=not options.no_peers), indent=1) + "\n"
+        )
+    results = json.loads(RESULTS.read_text())
+    (PAGES / "README.md").write_text(report.write_report(results))
+    plots.draw(results, PAGES)
+    print(f"bench: {PAGES / 'README.md'}")
+
+
+def measure(sizes: str, runs: int, *, peers: bool) -> dict[str, Any]:
+    """One guest, one run."""
+    with Guest(ensure_image(PACKAGES), memory="2048M", name="bench") as guest:
+        guest.run(_PREPARE, timeout=300, check=True)
+        words = ["python3", "-m", "bench.inside", "/host/out/results.json", "--sizes", sizes, "--runs", str(runs)]
+        words += [] if peers else ["--no-peers"]
+        command = f"{shlex.join(words)} >/host/out/log 2>&1"
+        try:
+            guest.run(command, timeout=_LIMIT, check=True, cwd="/root/tree")
+        except BaseException:
+            sys.stderr.write((guest.out / "log").read_text())
+            raise
+        found: dict[str, Any] = json.loads(Path(guest.out, "results.json").read_text())
+        return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Whoever can attach and detach a volume: one class each."""

@@ -1,0 +1,235 @@
+"""docs/performance/README.md, made of the numbers: figures against their bars, the peers, and where the time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.summary import BUDGET, COMPARED, as_milliseconds, beside, cycle_seconds, floor_of, median, parts_of, quantile
+
+Results = dict[str, Any]
+
+_HEAD = """\
+# Performance
+
+Written by `make bench`, by hand in no line. All of it comes from one run in one guest.
+
+What is compared: a *cycle* is one attach and one detach of a volume for one initiator. volattachd's is the six calls
+through its socket on one connection. *Bare configfs* is the floor: a script that makes the same objects with the same
+attributes by the fewest system calls and remembers nothing; before anything is measured, the two results are compared
+attribute by attribute. Whoever is measured, the target is looked at after each attach (it must let the initiator in)
+and after each detach (it must be gone). *Others* are exports of attached volumes that are there all the time.
+
+![Cycles beside other exports](cycles.png)
+"""
+
+_METHOD = """\
+## Method
+
+- The guest is Debian on User-Mode Linux: a real LIO, one processor, system calls that cost more than on a host. So
+  ratios tell more than times. The journal is on the guest's disk, a file of the machine that it runs on.
+- Medians of {runs} cycles; volattachd, the floor, SQLite and the echo are taken in turns, so noise meets them alike.
+  A peer gets {budget:g} seconds at each size and at least one cycle; one that needs longer for a cycle is not tried
+  beside more.
+- While peers are measured, volattachd is stopped; its exports stay, and they are the others that LIO's tools meet. tgt
+  does not see them, and is measured alone.
+- rtslib-fb is a library in a running process, and saves after each change as its users do. targetcli-fb is one process
+  for an attach and one for a detach. Cinder's helper is run with the calls of its volume service, without rootwrap.
+- A bare SQLite commit is one row of 1 KiB with the journal's settings (WAL, `synchronous=FULL`) on the same disk. A
+  bare echo is a Python process that answers each line that comes with as many bytes as volattachd's answer has.
+- Not measured: many volumes at once on two processors. This guest has one.
+"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the first table."""
+
+    name: str
+    value: float
+    bar: float
+    at_least: bool
+    words: str
+
+    @property
+    def is_met(self) -> bool:
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+
+def write_report(results: Results) -> str:
+    """The page."""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    runs = len(beside(results, min(map(int, results["cycles"])))["ours"]["attach"])
+    parts = [
+        _HEAD,
+        _figures_table(figures_of(results)),
+        _parts_table(results),
+        _calls_table(results),
+        _peers_table(results),
+        _METHOD.format(runs=runs, budget=BUDGET),
+        f"Measured with: {versions}. The run took {results['seconds'] / 60:.0f} minutes.\n",
+    ]
+    return "\n".join(parts)
+
+
+def figures_of(results: Results) -> list[Figure]:
+    """Every figure that has a bar."""
+    return [make(results) for make in _FIGURES]
+
+
+def _cycle(results: Results) -> Figure:
+    found = beside(results, COMPARED)
+    whole, floor = cycle_seconds(found["ours"]), floor_of(found)
+    words = f"{as_milliseconds(whole)} over {as_milliseconds(floor)}, beside {COMPARED} others"
+    return Figure("a cycle, over bare configfs, six SQLite commits and six echoes", whole / floor, 3, False, words)
+
+
+def _growth(results: Results) -> Figure:
+    sizes = sorted(map(int, results["cycles"]))
+    first, last = (cycle_seconds(beside(results, size)["ours"]) for size in (sizes[0], sizes[-1]))
+    grown = [cycle_seconds(beside(results, size)["bare"]) for size in (sizes[0], sizes[-1])]
+    words = f"{as_milliseconds(first)} to {as_milliseconds(last)}, bare configfs grows by {grown[1] / grown[0]:.2f}"
+    return Figure(f"growth of a cycle from {sizes[0]} to {sizes[-1]} others", last / first, 1.05, False, words)
+
+
+def _reserving(results: Results) -> Figure:
+    rates = {clients: median(found) for clients, found in results["figures"]["reserving"].items()}
+    words = f"{rates['64']:.0f} calls a second over {rates['1']:.0f}"
+    return Figure("reserve_volume, 64 clients over one", rates["64"] / rates["1"], 8, True, words)
+
+
+def _showing(results: Results) -> Figure:
+    ours, echo = results["figures"]["showing"]
+    words = f"{ours:.0f} calls a second over {echo:.0f}"
+    return Figure("show_volume, pipelined, over an echo of as many bytes", ours / echo, 0.2, True, words)
+
+
+def _restart(results: Results) -> Figure:
+    found = results["figures"]["restart"]
+    start, bare = median(found["starts"]), median(found["bare"])
+    words = f"{start:.2f} s over {bare:.2f} s, {found['reads']} reads and {found['writes']} writes"
+    name = f"restart with {results['figures']['crowd']} exports until READY, over bare reading"
+    return Figure(name, start / bare, 1.5, False, words)
+
+
+def _restore(results: Results) -> Figure:
+    found = results["figures"]["restore"]
+    start, bare = (median([run[name] for run in found]) for name in ("start", "bare"))
+    name = f"restore of {results['figures']['crowd']} exports until READY, over bare creation"
+    return Figure(name, start / bare, 1.5, False, f"{start:.2f} s over {bare:.2f} s")
+
+
+def _latency(results: Results) -> Figure:
+    found = results["figures"]["latency"]
+    quiet, during = (quantile(found[name], 0.99) for name in ("quiet", "during"))
+    words = f"{as_milliseconds(during)} over {as_milliseconds(quiet)}; a pass takes {median(found['passes']):.2f} s"
+    return Figure("the six calls' 99th percentile, during passes over without", during / quiet, 2, False, words)
+
+
+def _resident(results: Results) -> Figure:
+    value = results["figures"]["resident"]
+    name = f"resident memory with {results['figures']['crowd']} exports, in MiB"
+    return Figure(name, value, 48, False, f"{value:.1f} MiB")
+
+
+def _idle(results: Results) -> Figure:
+    woken, used = results["figures"]["idle_alone"]
+    many, burnt = results["figures"]["idle_crowd"]
+    crowd = results["figures"]["crowd"]
+    words = f"{used:.1%} of a processor; with {crowd} exports {many:.0f} a second and {burnt:.0%}"
+    return Figure("wake-ups of an idle daemon, a second", woken, 1, False, words)
+
+
+def _command(results: Results) -> Figure:
+    found = results["figures"]["command"]
+    ours, bare = median(found["ours"]), median(found["bare"])
+    words = f"{as_milliseconds(ours)} over {as_milliseconds(bare)}"
+    return Figure("start of `volattach list` over a bare interpreter", ours / bare, 2, False, words)
+
+
+_FIGURES: tuple[Callable[[Results], Figure], ...] = (
+    _cycle,
+    _growth,
+    _reserving,
+    _showing,
+    _restart,
+    _restore,
+    _latency,
+    _resident,
+    _idle,
+    _command,
+)
+
+
+def _figures_table(figures: Sequence[Figure]) -> str:
+    lines = ["## Figures", "", "| Figure | Measured | Bar | | |", "| --- | --- | --- | --- | --- |"]
+    for figure in figures:
+        bar = f"{'≥' if figure.at_least else '≤'} {figure.bar:g}"
+        met = "met" if figure.is_met else "**not met**"
+        lines.append(f"| {figure.name} | {figure.value:.2f} | {bar} | {met} | {figure.words} |")
+    return "\n".join(lines) + "\n"
+
+
+_PARTS_TOLD = """\
+Changes and reads of the target and the journal are timed at the seams that tests use, in a run without the socket;
+what is left of that run is volattachd's own work, and the socket is the rest of the whole. Each line is a median of
+its own, and the last three are the floor.
+
+![What a cycle is made of](parts.png)
+"""
+
+
+def _parts_table(results: Results) -> str:
+    """What a cycle is made of: the parts add up to the whole."""
+    sizes = sorted(map(int, results["cycles"]))
+    lines = ["## Where a cycle's time goes", "", f"| Part | {' | '.join(f'{size} others' for size in sizes)} |"]
+    lines.append("| --- |" + " --- |" * len(sizes))
+    columns = [parts_of(beside(results, size)) for size in sizes]
+    for name in columns[0]:
+        lines.append(f"| {name} | " + " | ".join(as_milliseconds(column[name]) for column in columns) + " |")
+    lines += [
+        "",
+        "Changes and reads of the target and the journal are timed at the seams that tests use, in a run without the",
+    ]
+    lines.append("socket; what is left of that run is volattachd's own work, and the socket is the rest of the whole.")
+    return "\n".join(lines) + "\n"
+
+
+def _calls_table(results: Results) -> str:
+    sizes = sorted(map(int, results["cycles"]))
+    lines = ["## Each call", "", f"| Call | {' | '.join(f'{size} others' for size in sizes)} |"]
+    lines.append("| --- |" + " --- |" * len(sizes))
+    for call in beside(results, sizes[0])["calls"]:
+        cells = [as_milliseconds(median(beside(results, size)["calls"][call])) for size in sizes]
+        lines.append(f"| `{call}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _peers_table(results: Results) -> str:
+    sizes = sorted(map(int, results["cycles"]))
+    lines = ["## The peers", "", f"| A cycle of | {' | '.join(f'{size} others' for size in sizes)} |"]
+    lines.append("| --- |" + " --- |" * len(sizes))
+    floor = {size: cycle_seconds(beside(results, size)["bare"]) for size in sizes}
+    for name, cycles in all_cycles(results).items():
+        cells = [_cell(cycles.get(str(size)), floor[size]) for size in sizes]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "The factor is that over bare configfs beside as many others. A dash: not measured, see below."]
+    return "\n".join(lines) + "\n"
+
+
+def all_cycles(results: Results) -> dict[str, dict[str, Any]]:
+    """Everybody's cycles by size: the floor, ours, and the peers that were there."""
+    own = {
+        name: {size: found[key] for size, found in results["cycles"].items()}
+        for name, key in (("bare configfs", "bare"), ("volattachd", "ours"))
+    }
+    return {**own, **{name: found for name, found in results["peers"].items() if found}}
+
+
+def _cell(cycles: Any, floor: float) -> str:
+    if cycles is None:
+        return "-"
+    seconds, runs = cycle_seconds(cycles), len(cycles["attach"])
+    few = "" if runs >= 5 else f", {runs} run{'s' if runs > 1 else ''}"
+    return f"{as_milliseconds(seconds)} ({seconds / floor:.3g} ×{few})"
