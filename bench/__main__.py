@@ -14,7 +14,6 @@ from tests.guest.harness.guest import REPO, Guest
 from tests.guest.harness.image import ensure_image
 
 PAGES = REPO / "docs" / "performance"
-RESULTS = PAGES / "results.json"
 _LIMIT = 7200.0
 #: What only the bench needs in its guest: Cinder's helper brings most of Cinder along.
 PACKAGES = ("cinder-common",)
@@ -29,26 +28,27 @@ def main() -> None:
     parser.add_argument("--sizes", default="0,100,400,1000", help="how many other exports")
     parser.add_argument("--runs", type=int, default=30, help="cycles of each kind")
     parser.add_argument("--no-peers", action="store_true", help="volattachd and its floor alone")
+    parser.add_argument("--no-figures", action="store_true", help="cycles alone: no throughput, start, memory")
+    parser.add_argument("--into", type=Path, default=PAGES, help="the directory of the report")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: report and plots of the last results")
     options = parser.parse_args()
-    PAGES.mkdir(parents=True, exist_ok=True)
+    options.into.mkdir(parents=True, exist_ok=True)
+    kept = options.into / "results.json"
     if not options.redraw:
-        RESULTS.write_text(
-            json.dumps(measure(options.sizes, options.runs, peers=not options.no_peers), indent=1) + "\n"
-        )
-    results = json.loads(RESULTS.read_text())
-    (PAGES / "README.md").write_text(report.write_report(results))
-    plots.draw(results, PAGES)
-    print(f"bench: {PAGES / 'README.md'}")
+        left_out = [word for word in ("--no-peers", "--no-figures") if getattr(options, word[2:].replace("-", "_"))]
+        kept.write_text(json.dumps(measure(options.sizes, options.runs, left_out), indent=1) + "\n")
+    results = json.loads(kept.read_text())
+    (options.into / "README.md").write_text(report.write_report(results))
+    plots.draw(results, options.into)
+    print(f"bench: {options.into / 'README.md'}")
 
 
-def measure(sizes: str, runs: int, *, peers: bool) -> dict[str, Any]:
+def measure(sizes: str, runs: int, left_out: list[str]) -> dict[str, Any]:
     """One guest, one run."""
     with Guest(ensure_image(PACKAGES), memory="2048M", name="bench") as guest:
         guest.run(_PREPARE, timeout=300, check=True)
         words = ["python3", "-m", "bench.inside", "/host/out/results.json", "--sizes", sizes, "--runs", str(runs)]
-        words += [] if peers else ["--no-peers"]
-        command = f"{shlex.join(words)} >/host/out/log 2>&1"
+        command = f"{shlex.join([*words, *left_out])} >/host/out/log 2>&1"
         try:
             guest.run(command, timeout=_LIMIT, check=True, cwd="/root/tree")
         except BaseException:

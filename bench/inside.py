@@ -24,7 +24,7 @@ from bench.peers.ours import Ours
 from bench.peers.rtslib import Rtslib
 from bench.peers.targetcli import Targetcli
 from bench.peers.tgt import Tgt
-from bench.summary import BUDGET
+from bench.summary import BUDGET, PATIENCE
 from bench.target import count_targets, shape_of
 from tests.crowd import add_crowd
 from volattachd.journal import Journal
@@ -39,11 +39,12 @@ LOOP = "/dev/loop7"
 class Bench:
     """One run: the crowd grows, and at each size everything is measured that belongs there."""
 
-    def __init__(self, directory: Path, sizes: list[int], runs: int, *, peers: bool) -> None:
+    def __init__(self, directory: Path, sizes: list[int], runs: int, *, peers: bool, figures: bool) -> None:
         self._directory = directory
         self._sizes = sizes
         self._runs = runs
         self._peers = PEERS if peers else ()
+        self._figures = figures
         self._daemon = Daemon(directory)
         self._results: dict[str, Any] = {"cycles": {}, "peers": {}, "figures": {}, "notes": []}
 
@@ -51,13 +52,15 @@ class Bench:
         """All of it."""
         began = time.monotonic()
         self._daemon.start()
-        self._measure_alone()
+        if self._figures:
+            self._measure_alone()
         before = 0
         for size in self._sizes:
             self._grow(range(before, size))
             self._measure_beside(size)
             before = size
-        self._measure_crowd(before)
+        if self._figures:
+            self._measure_crowd(before)
         self._daemon.stop()
         return {**self._results, "versions": versions(), "seconds": time.monotonic() - began}
 
@@ -139,7 +142,7 @@ class Bench:
 
     def _measure_peer(self, peer: Peer, size: int, most: int) -> None:
         of_peer = self._results["peers"].setdefault(peer.name, {})
-        slow = any(cycles["attach"][0] + cycles["detach"][0] > BUDGET for cycles in of_peer.values())
+        slow = any(cycles["attach"][0] + cycles["detach"][0] > PATIENCE for cycles in of_peer.values())
         if size > most or slow or not is_installed(peer):
             return
         tell(f"{peer.name} beside {size}")
@@ -199,13 +202,14 @@ def main() -> None:
     parser.add_argument("--sizes", default="0,100,400,1000")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-figures", action="store_true")
     options = parser.parse_args()
     directory = Path("/var/lib/volattachd-bench")
     directory.mkdir(mode=0o700)
     sizes = [int(word) for word in options.sizes.split(",")]
-    options.out.write_text(
-        json.dumps(Bench(directory, sizes, options.runs, peers=not options.no_peers).run(), indent=1)
-    )
+    chosen = {"peers": not options.no_peers, "figures": not options.no_figures}
+    bench = Bench(directory, sizes, options.runs, **chosen)
+    options.out.write_text(json.dumps(bench.run(), indent=1))
 
 
 if __name__ == "__main__":

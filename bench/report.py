@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.summary import BUDGET, COMPARED, as_milliseconds, beside, cycle_seconds, floor_of, median, parts_of, quantile
+from bench.summary import (
+    BUDGET,
+    COMPARED,
+    PATIENCE,
+    as_milliseconds,
+    beside,
+    cycle_seconds,
+    floor_of,
+    median,
+    parts_of,
+    quantile,
+)
 
 Results = dict[str, Any]
 
@@ -30,8 +41,8 @@ _METHOD = """\
 - The guest is Debian on User-Mode Linux: a real LIO, one processor, system calls that cost more than on a host. So
   ratios tell more than times. The journal is on the guest's disk, a file of the machine that it runs on.
 - Medians of {runs} cycles; volattachd, the floor, SQLite and the echo are taken in turns, so noise meets them alike.
-  A peer gets {budget:g} seconds at each size and at least one cycle; one that needs longer for a cycle is not tried
-  beside more.
+  A peer gets {budget:g} seconds at each size and at least one cycle; one that needs {patience:g} seconds for a cycle
+  is not tried beside more.
 - While peers are measured, volattachd is stopped; its exports stay, and they are the others that LIO's tools meet. tgt
   does not see them, and is measured alone.
 - rtslib-fb is a library in a running process, and saves after each change as its users do. targetcli-fb is one process
@@ -65,11 +76,11 @@ def write_report(results: Results) -> str:
     runs = len(beside(results, min(map(int, results["cycles"])))["ours"]["attach"])
     parts = [
         _HEAD,
-        _figures_table(figures_of(results)),
+        *([_figures_table(figures_of(results))] if results["figures"] else []),
         _parts_table(results),
         _calls_table(results),
         _peers_table(results),
-        _METHOD.format(runs=runs, budget=BUDGET),
+        _METHOD.format(runs=runs, budget=BUDGET, patience=PATIENCE),
         f"Measured with: {versions}. The run took {results['seconds'] / 60:.0f} minutes.\n",
     ]
     return "\n".join(parts)

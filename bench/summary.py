@@ -8,9 +8,10 @@ from typing import Any
 
 #: The size at which a cycle is compared with its floor.
 COMPARED = 400
-#: A peer gets this long for its cycles at one size, in seconds; one that needs longer for a cycle is not tried at
-#: larger sizes.
-BUDGET = 60.0
+#: A peer gets this long for its cycles at one size, in seconds, and at least one of them.
+BUDGET = 20.0
+#: One that needs longer for a cycle is not tried beside more, in seconds.
+PATIENCE = 120.0
 
 
 def beside(results: dict[str, Any], size: int) -> dict[str, Any]:
