@@ -75,6 +75,8 @@ def test_each_user_of_a_host_has_an_initiator_of_its_own(tmp_path: Path) -> None
     (tmp_path / "b").write_text("7d2f8a4c0b9e4d5f8a7b3c1d2e4f5a6b\n")
     first, second = qemu.initiator_name(tmp_path / "a"), qemu.initiator_name(tmp_path / "b")
     assert first != second and first == qemu.initiator_name(tmp_path / "a")
+    unnamed = qemu.initiator_name(tmp_path / "missing")
+    assert unnamed not in (first, second) and unnamed == qemu.initiator_name(tmp_path / "missing")
     assert "6d2f8a4c" not in first, "systemd asks that the id itself be told to nobody"
 
 

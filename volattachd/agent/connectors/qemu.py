@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from volattachd.agent.connectors.base import Connection, Connector, Device, Report, describe_host
-from volattachd.agent.errors import ConnectorUnusable
 from volattachd.agent.runtime import runtime_directory
 
 _MACHINE_ID = Path("/etc/machine-id")
@@ -75,8 +75,8 @@ def initiator_name(machine_id: Path = _MACHINE_ID) -> str:
     """A name for this user's QEMU on this host: always the same, another on each host, and telling nothing of it."""
     try:
         known = machine_id.read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise ConnectorUnusable(f"cannot read {machine_id}: {error.strerror}", "systemd-machine-id-setup") from error
+    except FileNotFoundError:
+        known = socket.gethostname()  # no systemd: by its name the agent tells a host from others anyway
     digest = hashlib.sha256(f"volattachd qemu {known} {os.geteuid()}".encode()).hexdigest()
     return f"iqn.2026-11.org.volattachd:qemu.{digest[:24]}"
 
