@@ -7,19 +7,22 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 DEMO_PACKAGES := tgt qemu-utils qemu-block-extra
-TEST_PACKAGES = $(DEMO_PACKAGES) $(DEB_PACKAGES) lintian libiscsi-bin user-mode-linux mmdebstrap e2fsprogs \
-    groff-base zsh fish openssh-client
-DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools
+GUEST_PACKAGES := user-mode-linux mmdebstrap e2fsprogs
+TEST_PACKAGES = $(DEMO_PACKAGES) $(GUEST_PACKAGES) libiscsi-bin groff-base zsh fish openssh-client
+DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools \
+    python3-argcomplete
+STORY_PACKAGES = $(DEB_PACKAGES) $(GUEST_PACKAGES) lintian
 CHECKED := volattachd demo manual tests bench
 
 
-.PHONY: help demo test soak bench lint format docs docs-check guest-test guest-shell deb clean
-.PHONY: demo-packages test-packages deb-packages python-packages
+.PHONY: help demo test test-package soak bench lint format docs docs-check guest-test guest-shell deb clean
+.PHONY: demo-packages test-packages story-packages deb-packages python-packages
 .NOTPARALLEL:
 
 help:
 	@echo "make demo           one volume through the six calls, with a real initiator"
-	@echo "make test           lint, generated documents, every test (ARGS='-k words' for some of them)"
+	@echo "make test           lint, generated documents, every test but the packages' (ARGS='-k words' for some of them)"
+	@echo "make test-package   build the Debian packages, install and use them under a real systemd"
 	@echo "make soak           the long versions of the fault, power and model tests: hours"
 	@echo "make bench          volattachd beside its peers in a guest: docs/performance (ARGS='--sizes 0,100' for less)"
 	@echo "make lint           ruff and mypy"
@@ -35,12 +38,16 @@ demo: demo-packages $(READY)
 
 test: test-packages lint docs-check
 	@echo "==> pytest"
-	@$(RUN) -m pytest --durations=5 $(ARGS)
+	@$(RUN) -m pytest --ignore=tests/package --durations=5 $(ARGS)
 
-SOAKED := tests/model tests/faults tests/guest/test_power.py tests/guest/test_package.py \
+test-package: story-packages $(READY)
+	@echo "==> pytest: the packages are built, installed and used in a guest with systemd"
+	@$(RUN) -m pytest tests/package --durations=5 $(ARGS)
+
+SOAKED := tests/model tests/faults tests/guest/test_power.py tests/package \
     $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py agent_load.py)
 
-soak: test-packages $(READY)
+soak: test-packages story-packages $(READY)
 	@echo "==> pytest, the long way"
 	@VOLATTACHD_SOAK=1 $(RUN) -m pytest -s $(SOAKED) $(ARGS)
 
@@ -122,6 +129,9 @@ demo-packages:
 
 test-packages:
 	$(call install,$(PYTHON_PACKAGES) $(TEST_PACKAGES))
+
+story-packages:
+	$(call install,$(PYTHON_PACKAGES) $(STORY_PACKAGES))
 
 deb-packages:
 	$(call install,$(PYTHON_PACKAGES) $(DEB_PACKAGES))

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support import Rig
 
-pytest_plugins = ["tests.figures"]
+#: In a guest, where the modules of tests/guest/inside are ordinary tests, there are no guests to be had.
+pytest_plugins = ["tests.figures", *([] if "VOLATTACHD_IN_GUEST" in os.environ else ["tests.guest.fixtures"])]
 
 
 @pytest.fixture

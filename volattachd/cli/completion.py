@@ -16,8 +16,15 @@ from volattachd.rpc.connection import Connection
 from volattachd.rpc.exchange import ClientError
 
 _PATIENCE = 2.0
-#: argcomplete before 3.0 has no code for zsh of its own; zsh takes bash's.
-_ZSH_AS_BASH = "autoload -U +X compinit && compinit -u\nautoload -U +X bashcompinit && bashcompinit\n"
+#: argcomplete before 3.0 has no code for zsh of its own; zsh takes bash's. As with that of later ones, the text may be
+#: read by a user's .zshrc, or be a file _volattach in fpath, whose first call is already a question.
+_ZSH_AS_BASH = """\
+#compdef volattach
+(( $+functions[compdef] )) || {{ autoload -U +X compinit && compinit -u }}
+autoload -U +X bashcompinit && bashcompinit
+{bash}
+[[ $zsh_eval_context != *func ]] || _bash_complete -o nospace -o default -o bashdefault -F _python_argcomplete
+"""
 
 AddressOf = Callable[[argparse.Namespace], str]
 
@@ -26,7 +33,7 @@ def shell_code(shell: str) -> str:
     """The lines that a shell reads once, to ask ``volattach`` from then on."""
     argcomplete = _argcomplete()
     if shell == "zsh" and not _knows_zsh():
-        return _ZSH_AS_BASH + str(argcomplete.shellcode(["volattach"], True, "bash"))
+        return _ZSH_AS_BASH.format(bash=argcomplete.shellcode(["volattach"], True, "bash"))
     return str(argcomplete.shellcode(["volattach"], True, shell))
 
 

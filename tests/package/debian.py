@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+#: The version that an upgrade is tried with.
+NEXT = "0.1.0-2"
+ROOT = Path(__file__).parents[2]
 
 
 def build_packages(output: Path, version: str | None = None) -> Path:

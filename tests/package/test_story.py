@@ -14,17 +14,16 @@ from typing import Any
 
 import pytest
 
-from tests.debian import ROOT, build_packages
 from tests.figures import RecordFigure
 from tests.guest.harness.channel import Process
 from tests.guest.harness.guest import Guest
-from tests.guest.installed import CONNECTOR, SERVICE, SOCKET, Installed, install
 from tests.guest.storage import log_in
+from tests.package.debian import NEXT, ROOT
+from tests.package.installed import CONNECTOR, SERVICE, SOCKET, Installed, install
 from tests.support import wait_until
 
 pytestmark = pytest.mark.guest
 
-NEXT = "0.1.0-2"
 MODULES = ("configfs", "target_core_mod", "target_core_iblock", "target_core_file", "iscsi_target_mod")
 VOLUME = "/dev/ubdb"
 WATCHDOG = 6  # seconds, so that its time passes in a test's
@@ -37,15 +36,6 @@ SANDBOXED_LONG = (*SANDBOXED, "calls", "drift", "portals", "stalled", "wire")
 OTHERS = re.compile(
     r"/etc/(group|gshadow|passwd|shadow|subuid|subgid)-|/etc/\.pwd\.lock|/etc/multipath(/.*)?|/var/lib/systemd/.*"
 )
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions: ``now`` and ``next``."""
-    directory = tmp_path_factory.mktemp("packages")
-    build_packages(directory / "now")
-    build_packages(directory / "next", NEXT)
-    return directory
 
 
 @pytest.fixture(scope="module")
