@@ -11,7 +11,7 @@ GUEST_PACKAGES := user-mode-linux mmdebstrap e2fsprogs
 TEST_PACKAGES = $(DEMO_PACKAGES) $(GUEST_PACKAGES) libiscsi-bin groff-base zsh fish openssh-client
 DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools \
     python3-argcomplete
-STORY_PACKAGES = $(DEB_PACKAGES) $(GUEST_PACKAGES) lintian
+STORY_PACKAGES = $(DEB_PACKAGES) $(GUEST_PACKAGES) lintian zsh fish
 CHECKED := volattachd demo manual tests bench
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.shells import completed_by_zsh, offered
 from tests.package.debian import ROOT
 from volattachd import config
 from volattachd.config import keys
@@ -65,3 +67,24 @@ def test_the_daemon_is_installed_whole(built: Path, tmp_path: Path) -> None:
         library = unpack(built, tmp_path / name, name) / "usr/lib/python3/dist-packages"
         found += [str(path.relative_to(library)) for path in library.rglob("*.py")]
     assert sorted(found) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "volattachd").rglob("*.py"))
+
+
+def test_the_shells_complete_by_what_is_installed(built: Path, tmp_path: Path) -> None:
+    """Where each shell looks by itself, made and asked with Debian's own argcomplete."""
+    root = unpack(built, tmp_path, "volattach-agent", "python3-volattachd")
+    path = f"{root}/usr/bin:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": f"{root}/usr/lib/python3/dist-packages"}
+    share, asked = root / "usr/share", "volattach unreg"
+    assert offered("bash", f"source {share}/bash-completion/completions/volattach", asked, env) == {"unregister"}
+    assert offered("fish", f"source {share}/fish/vendor_completions.d/volattach.fish", asked, env) == {"unregister"}
+    by_path = completed_by_zsh(asked, before=f"fpath=({share}/zsh/vendor-completions $fpath)", env=env)
+    assert by_path == "volattach unregister"
+
+
+def test_the_daemon_finds_its_bundled_libraries_by_either_name(built: Path, tmp_path: Path) -> None:
+    """As ``volattachd`` and as ``python3 -m volattachd``: one way in, and it knows the place."""
+    root = unpack(built, tmp_path, "volattachd", "volattach-agent", "python3-volattachd")
+    entry = (root / "usr/lib/python3/dist-packages/volattachd/__main__.py").read_text()
+    (vendor,) = re.findall(r'sys\.path\.append\("(.*)"\)', entry)
+    assert {path.name for path in (root / vendor.strip("/")).iterdir()} == {"jsonrpcserver", "oslash"}
+    assert "from volattachd.__main__ import main" in (root / "usr/sbin/volattachd").read_text()

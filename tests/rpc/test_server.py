@@ -541,6 +541,46 @@ def test_a_path_that_cannot_be_a_socket_is_told_with_its_reason(tmp_path: Path, 
     assert os.umask(umask) == umask
 
 
+def test_who_may_not_give_the_socket_away_is_told_what_to_do(path: Path) -> None:
+    """As in the unit's sandbox, where the daemon has to make the socket itself."""
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from volattachd.errors import ConfigError\n"
+        "from volattachd.rpc import server\n"
+        "def refuse(event, args):\n"
+        "    if event == 'os.chmod' and os.fspath(args[0]) == sys.argv[1]:\n"
+        "        raise PermissionError(1, 'Operation not permitted', sys.argv[1])\n"
+        "sys.addaudithook(refuse)\n"
+        "try:\n"
+        "    server.bind_socket(Path(sys.argv[1]))\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        f"cannot listen on {path}: cannot give it to the group volattach: Operation not permitted;"
+        " start volattachd.socket, which makes it\n"
+    )
+    assert done.stderr == "", "the socket is closed"
+
+
+@pytest.mark.parametrize("step", ["mkdir", "look", "bind"])
+def test_every_refusal_of_the_system_on_the_way_is_an_error_of_the_configuration(tmp_path: Path, step: str) -> None:
+    """A directory that cannot be made, a file in its place, a directory in which nothing can be made."""
+    path = tmp_path / "run" / "d.sock"
+    if step == "mkdir":
+        (tmp_path / "run").symlink_to("run")
+    elif step == "look":
+        (tmp_path / "run").write_text("")
+    else:
+        path = Path("/proc/self/fd/d.sock")
+    with pytest.raises(ConfigError, match=f"cannot listen on {path}: .*") as caught:
+        bind_socket(path)
+    assert "None" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("pid", "count"), [(None, None), ("0", "1"), ("1", "1"), ("self", "0"), ("self", None), ("", ""), ("x", "1")]
 )

@@ -288,23 +288,45 @@ def bind_socket(path: Path) -> socket.socket:
 
     The mode is set by the umask before the socket exists: there is no moment in which others could connect. Call
     it before there are threads, because the umask is the whole process's.
-    Raises ConfigError where another process serves the path, or where it is not a socket.
+    Raises ConfigError where another process serves the path, where it is not a socket, and where the system refuses.
     """
-    _make_way(path)
+    try:
+        _make_way(path)
+        return _listen(path)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
+
+
+def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _bind(listener, path)
+        _give_to_group(path)
+        listener.listen(_BACKLOG)
+    except (OSError, ConfigError):
+        listener.close()
+        raise
+    return listener
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from error
     finally:
         os.umask(before)
+
+
+def _give_to_group(path: Path) -> None:
+    """Which a sandbox may forbid: under the unit it is systemd that makes the socket, and hands it over."""
     gid = _group_id(SOCKET_GROUP)
-    if gid is not None:
-        os.chown(path, -1, gid)
-    os.chmod(path, 0o660)
-    listener.listen(_BACKLOG)
-    return listener
+    try:
+        if gid is not None:
+            os.chown(path, -1, gid)
+        os.chmod(path, 0o660)
+    except OSError as error:
+        reason = f"cannot give it to the group {SOCKET_GROUP}: {error.strerror}"
+        raise ConfigError(f"cannot listen on {path}: {reason}; start volattachd.socket, which makes it") from error
 
 
 def _make_way(path: Path) -> None:
