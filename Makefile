@@ -16,7 +16,7 @@ CHECKED := volattachd demo manual tests bench
 
 
 .PHONY: help demo test test-package soak bench lint format docs docs-check guest-test guest-shell deb clean
-.PHONY: demo-packages test-packages story-packages deb-packages python-packages
+.PHONY: demo-packages test-packages story-packages deb-packages suite-packages python-packages
 .NOTPARALLEL:
 
 help:
@@ -30,7 +30,7 @@ help:
 	@echo "make docs           write the generated documents again"
 	@echo "make guest-test     one test in a guest with a kernel of its own: T=path::name"
 	@echo "make guest-shell    a shell in such a guest"
-	@echo "make deb            the Debian packages, into dist/debian"
+	@echo "make deb            the Debian packages, into dist/debian (SUITE=trixie for another release: dist/trixie)"
 	@echo "make clean          remove what the others made here"
 
 demo: demo-packages $(READY)
@@ -81,9 +81,11 @@ guest-test: test-packages $(READY)
 guest-shell: test-packages $(READY)
 	@$(RUN) -m tests.guest.harness shell
 
-deb: deb-packages $(READY)
-	@PYTHON=$(abspath $(RUN)) packaging/build-deb $(abspath dist/debian)
-	@ls dist/debian/*.deb
+DEBS := dist/$(or $(SUITE),debian)
+
+deb: deb-packages $(if $(SUITE),suite-packages) $(READY)
+	@PYTHON=$(abspath $(RUN)) packaging/build-deb$(if $(SUITE),-in $(SUITE)) $(abspath $(DEBS))
+	@ls $(DEBS)/*.deb
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
@@ -135,6 +137,9 @@ story-packages:
 
 deb-packages:
 	$(call install,$(PYTHON_PACKAGES) $(DEB_PACKAGES))
+
+suite-packages:
+	$(call install,mmdebstrap)
 
 python-packages:
 	$(call install,$(PYTHON_PACKAGES))

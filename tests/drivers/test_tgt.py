@@ -534,6 +534,18 @@ def test_wildcard_portals_of_both_families_share_a_port(directory: Path) -> None
         assert sorted(tgtadm.parse_portals(case.ask(Request(Mode.PORTAL, Op.SHOW)))) == sorted(listed)
 
 
+def test_the_wildcard_of_ipv6_lets_both_families_in(directory: Path) -> None:
+    """As with the kernel's target: it is what the daemon takes where nobody names a portal."""
+    port = loopback().port
+    with contextlib.closing(TgtCase(directory, [Portal(ip_address("::"), port)])) as case:
+        for address in ("127.0.0.1", "::1"):
+            with socket.create_connection((address, port), 30):
+                pass
+        case.restart()
+        listed = tgtadm.parse_portals(case.ask(Request(Mode.PORTAL, Op.SHOW)))
+        assert sorted(listed) == [f"0.0.0.0:{port}", f"[::]:{port}"]
+
+
 def test_adopting_moves_the_portals_and_leaves_sessions_alone(case: TgtCase) -> None:
     volume, grant = case.new_volume(), new_grant()
     converge(case, volume, grant)

@@ -10,7 +10,7 @@ from tests.guest.fixtures import image_of
 from tests.package.debian import NEXT, build_packages
 
 #: autopkgtest runs the package's own test, the node exporter takes the daemon's figures, argcomplete completes.
-MORE = ("autopkgtest", "prometheus-node-exporter", "python3-argcomplete")
+MORE = ("autopkgtest", "dpkg-dev", "prometheus-node-exporter", "python3-argcomplete")
 
 
 @pytest.fixture(scope="session")

@@ -43,8 +43,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Final
 
 from volattachd.drivers import tgtadm
@@ -265,6 +266,13 @@ def _new_step(action: str, subject: str, run: Callable[[], None]) -> Step:
     return Step(action, subject, run, _DIFFERENCES.get(action, Difference.EXPORT_DIFFERS))
 
 
+def _listeners(portals: Sequence[Portal]) -> set[str]:
+    """Portals in tgtd's words. Its ``[::]`` is for IPv6 alone, where a portal's is for both families."""
+    every = IPv4Address("0.0.0.0")  # noqa: S104 - initiators are elsewhere
+    beside = [replace(portal, address=every) for portal in portals if portal.address == IPv6Address("::")]
+    return {str(portal) for portal in [*portals, *beside]}
+
+
 class TgtDriver(TargetDriver):
     """The user-space target. ``socket`` is a path as tgtd takes it in TGT_IPC_SOCKET."""
 
@@ -290,7 +298,7 @@ class TgtDriver(TargetDriver):
 
     def start(self) -> None:
         with self._starting:
-            self._daemon.start([str(portal) for portal in self.portals])
+            self._daemon.start(sorted(_listeners(self.portals)))
             self._match_portals()
             password = secrets.token_urlsafe(32)
             account = Request(Mode.ACCOUNT, Op.NEW)
@@ -298,7 +306,7 @@ class TgtDriver(TargetDriver):
 
     def _match_portals(self) -> None:
         """Make tgtd listen where it should and nowhere else. Sessions of a portal that goes live on."""
-        wanted = {str(portal) for portal in self.portals}
+        wanted = _listeners(self.portals)
         if not wanted:
             return  # nobody named one: tgtd's own choice, every address
         present = set(tgtadm.parse_portals(self._ask("list portals of", "tgtd", Request(Mode.PORTAL, Op.SHOW))))

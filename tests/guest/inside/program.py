@@ -31,34 +31,55 @@ Restart=no
 WatchdogSec=0
 ExecStart=
 ExecStart={command}
-StandardOutput=append:{log}
-StandardError=append:{log}
+StandardOutput={output}
+StandardError={output}
 ReadWritePaths={directory}
 SystemCallFilter=@chown
 CapabilityBoundingSet=CAP_CHOWN
 """
 _units = itertools.count(1)
 
+#: As systemd connects a service (StandardError=journal): stderr is a stream of journald's, and JOURNAL_STREAM names it.
+_AS_A_SERVICE = """
+import os, socket, sys
+stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+stream.connect("/run/systemd/journal/stdout")
+stream.sendall(b"volattachd\\n\\n6\\n1\\n0\\n0\\n0\\n")
+found = os.fstat(stream.fileno())
+os.dup2(stream.fileno(), 1)
+os.dup2(stream.fileno(), 2)
+os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
-def _sandboxed(unit: str, words: list[str], directory: Path) -> list[str]:
+
+def is_installed() -> bool:
+    """Whether the tests are about the installed package, in its unit's sandbox, and not about the tree."""
+    return SANDBOX in os.environ
+
+
+def _sandboxed(words: list[str], directory: Path, output: str) -> list[str]:
     """The command that runs the installed daemon in the unit's sandbox until it ends. Each start is another unit."""
     name = f"volattachd-suite-{os.getpid()}-{next(_units)}.service"
-    service = "[Service]\n" + Path(unit).read_text().partition("[Service]\n")[2]
-    more = _SUITE_UNIT.format(command=shlex.join(words), log=LOG, directory=directory)
+    service = "[Service]\n" + Path(os.environ[SANDBOX]).read_text().partition("[Service]\n")[2]
+    more = _SUITE_UNIT.format(command=shlex.join(words), output=output, directory=directory)
     Path("/run/systemd/system", name).write_text(service + more)
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     return ["systemctl", "start", "--wait", name]
 
 
 class Program:
-    """One daemon with a state directory and a socket of its own."""
+    """One daemon with a state directory and a socket of its own; it tells what it has to tell a file, or journald."""
 
-    def __init__(self, directory: Path, config: str = "", wrapper: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, directory: Path, config: str = "", wrapper: tuple[str, ...] = (), journald: bool = False
+    ) -> None:
         self.state_dir = directory / "state"
         self.socket = directory / "volattachd.sock"
         self.config = directory / "volattachd.toml"
         self.config.write_text(config)
         self.wrapper = wrapper
+        self.journald = journald
         self.directory = directory
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -74,10 +95,11 @@ class Program:
 
     def _command(self) -> list[str]:
         words = ["--config", str(self.config), "--state-dir", str(self.state_dir), "--socket", str(self.socket)]
-        unit = os.environ.get(SANDBOX)
-        if unit is not None:
-            return _sandboxed(unit, [*self.wrapper, "/usr/sbin/volattachd", *words], self.directory)
-        return [*self.wrapper, sys.executable, "-m", "volattachd", *words]
+        if is_installed():
+            output = "journal" if self.journald else f"append:{LOG}"
+            return _sandboxed([*self.wrapper, "/usr/sbin/volattachd", *words], self.directory, output)
+        service = [sys.executable, "-c", _AS_A_SERVICE] if self.journald else []
+        return [*service, *self.wrapper, sys.executable, "-m", "volattachd", *words]
 
     def _answers(self) -> bool:
         try:

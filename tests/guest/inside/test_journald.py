@@ -1,4 +1,7 @@
-"""journald as the monitor: a real one, with the catalogue installed, and the daemon connected as systemd does it."""
+"""journald as the monitor: a real one, with the catalogue installed, and the daemon connected as systemd does it.
+
+tests/package runs the same against the installed package, where systemd runs both.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from tests.guest.inside.conftest import remove_volume
 from tests.guest.inside.initiator import Initiator, run
-from tests.guest.inside.program import Program, connector
+from tests.guest.inside.program import Program, connector, is_installed
+from tests.guest.told import LIFE, Entry, calls_told
 from volattachd import logs, records
 from volattachd.records import Told
 
@@ -26,46 +31,50 @@ RUNTIME = Path("/run/systemd/journal")
 CATALOGUE = REPO / "packaging/systemd/catalog/volattachd.catalog"
 MONITORING = REPO / "docs/monitoring.md"
 
-#: As systemd connects a service (StandardError=journal): stderr is a stream of journald's, and JOURNAL_STREAM names it.
-AS_A_SERVICE = """
-import os, socket, sys
-stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-stream.connect("/run/systemd/journal/stdout")
-stream.sendall(b"volattachd\\n\\n6\\n1\\n0\\n0\\n0\\n")
-found = os.fstat(stream.fileno())
-os.dup2(stream.fileno(), 1)
-os.dup2(stream.fileno(), 2)
-os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-Entry = dict[str, Any]
-
 
 class Journald:
-    """systemd-journald, without systemd."""
-
-    def __init__(self) -> None:
-        RUNTIME.mkdir(parents=True, exist_ok=True)
-        run("systemd-machine-id-setup")
-        if not Path("/sys/fs/cgroup/cgroup.procs").exists():  # journald asks there whose each record is
-            run("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
-        self._process: subprocess.Popen[bytes] | None = None
+    """systemd-journald, run by systemd."""
 
     def start(self) -> None:
-        self._process = subprocess.Popen(["/lib/systemd/systemd-journald"])
         wait_until(lambda: subprocess.run(["journalctl", "--sync"], check=False, capture_output=True).returncode == 0)
 
     def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(30)
+        """systemd starts another, at once or when somebody has something to tell."""
+        run("systemctl", "kill", "--signal=KILL", "systemd-journald.service")
+
+    def stop(self) -> None:
+        pass
 
     def entries(self, *words: str) -> list[Entry]:
         """What journalctl gives for these words."""
         run("journalctl", "--sync")
         lines = run("journalctl", "-q", "--all", "-o", "json", *words).stdout.splitlines()
         return [json.loads(line) for line in lines]
+
+
+class JournaldAlone(Journald):
+    """systemd-journald, without systemd, and with the catalogue of the tree."""
+
+    def __init__(self) -> None:
+        RUNTIME.mkdir(parents=True, exist_ok=True)
+        run("systemd-machine-id-setup")
+        if not Path("/sys/fs/cgroup/cgroup.procs").exists():  # journald asks there whose each record is
+            run("mount", "-t", "cgroup2", "none", "/sys/fs/cgroup")
+        shutil.copy(CATALOGUE, "/usr/lib/systemd/catalog/")
+        run("journalctl", "--update-catalog")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(["/lib/systemd/systemd-journald"])
+        super().start()
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(30)
+
+    def stop(self) -> None:
+        self.kill()
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -77,26 +86,24 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def journald() -> Iterator[Journald]:
-    made = Journald()
+    made = Journald() if is_installed() else JournaldAlone()
     made.start()
-    shutil.copy(CATALOGUE, "/usr/lib/systemd/catalog/")
-    run("journalctl", "--update-catalog")
     yield made
-    made.kill()
+    made.stop()
 
 
 @pytest.fixture(scope="module")
 def program(base: Path, journald: Journald) -> Iterator[Program]:
     """The daemon, connected to journald as a service is."""
     settings = '[target]\ndriver = "lio"\n[limits]\ncall_seconds = 5\n[reconcile]\ninterval = 1\n'
-    made = Program(base, settings, wrapper=(sys.executable, "-c", AS_A_SERVICE))
+    made = Program(base, settings, journald=True)
     made.start()
     yield made
     assert made.stop() == 0
 
 
 @pytest.fixture(scope="module")
-def story(program: Program, host1: Initiator, new_device: Callable[[str], str]) -> list[str]:
+def story(program: Program, host1: Initiator, new_device: Callable[[str], str]) -> Iterator[list[str]]:
     """What the queries of the documentation ask about; the answer is the secrets that were in use on the way.
 
     vol-1 goes through the six calls with a login, vol-2 loses its device, and a call is refused.
@@ -135,25 +142,14 @@ def story(program: Program, host1: Initiator, new_device: Callable[[str], str]) 
     secrets = [secret, other["data"]["auth_password"]]
     assert len(set(secrets)) == 2 and all(len(secret) == 32 for secret in secrets)
     assert not [word for word in secrets if word in str(logged_in.details) + logged_in.message]
-    return secrets
+    yield secrets
+    for name in ("vol-1", "vol-2"):
+        remove_volume(program, name)
 
 
 def test_the_life_of_a_volume_is_told_call_by_call(story: list[str], journald: Journald) -> None:
     entries = journald.entries("_UID=0", "VOLATTACH_VOLUME=vol-1")
-    told = [
-        tuple(e.get(name) for name in ("VOLATTACH_CALL", "VOLATTACH_STATE_BEFORE", "VOLATTACH_STATE_AFTER"))
-        for e in entries
-        if e["MESSAGE_ID"] == records.CALL_DONE.id
-    ]
-    assert told == [
-        ("register_volume", None, None),
-        ("reserve_volume", "gone", "reserved"),
-        ("initialize_connection", "reserved", "connected"),
-        ("attach", "connected", "attached"),
-        ("begin_detaching", "attached", "detaching"),
-        ("terminate_connection", "detaching", "disconnected"),
-        ("detach", "disconnected", "gone"),
-    ]
+    assert calls_told(entries) == LIFE
     refused = [e["VOLATTACH_ERROR"] for e in entries if e["MESSAGE_ID"] == records.CALL_REFUSED.id]
     assert refused == ["InvalidVolume", "SessionActive"]
     done = [e.get("VOLATTACH_ATTACHMENT") for e in entries if e["MESSAGE_ID"] == records.CALL_DONE.id]
@@ -213,25 +209,30 @@ QUERIES = queries()
 
 @pytest.mark.parametrize("query", QUERIES, ids=[str(number) for number in range(len(QUERIES))])
 def test_a_query_of_the_documentation_answers(query: str, story: list[str], program: Program, tmp_path: Path) -> None:
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    (commands / "volattach").write_text(f'#!/bin/sh\ncd {REPO}\nexec {sys.executable} -m volattachd.cli "$@"\n')
-    (commands / "volattach").chmod(0o755)
     Path("/var/lib/prometheus/node-exporter").mkdir(parents=True, exist_ok=True)
     run("journalctl", "--sync")
-    where = {"PATH": f"{commands}:{os.environ['PATH']}", "VOLATTACHD_SOCKET": str(program.socket), "SYSTEMD_PAGER": ""}
+    where = {"PATH": command_path(tmp_path), "VOLATTACHD_SOCKET": str(program.socket), "SYSTEMD_PAGER": ""}
     for command in split_commands(query):
         script = f"set -e\n{command}"
         shell = ["sh", "-c", f"{assignments(query)}{script}"]
-        done = subprocess.run(
-            shell, env={**os.environ, **where}, capture_output=True, text=True, timeout=90, check=False
-        )
+        done = subprocess.run(shell, env=where, capture_output=True, text=True, timeout=90, check=False)
         assert (done.returncode, done.stderr) == (0, ""), command
         if "--textfile" in command:
             assert "volattachd_calls_total" in Path(command.split()[-1]).read_text()
         elif not command.startswith("id="):
             assert done.stdout.strip(), f"it shows nothing: {command}"
             assert "-- No entries --" not in done.stdout, command
+
+
+def command_path(directory: Path) -> str:
+    """PATH with a command ``volattach``: the installed one, or the tree's."""
+    path = os.environ["PATH"]
+    if is_installed():
+        return path
+    command = directory / "volattach"
+    command.write_text(f'#!/bin/sh\ncd {REPO}\nexec {sys.executable} -m volattachd.cli "$@"\n')
+    command.chmod(0o755)
+    return f"{directory}:{path}"
 
 
 def split_commands(query: str) -> list[str]:
