@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.fixtures import image_of
-from tests.package.debian import NEXT, build_packages
+from tests.package.debian import NEXT, build_packages, unpack_source
 
 #: autopkgtest runs the package's own test, the node exporter takes the daemon's figures, argcomplete completes.
 MORE = ("autopkgtest", "dpkg-dev", "prometheus-node-exporter", "python3-argcomplete")
@@ -15,10 +15,11 @@ MORE = ("autopkgtest", "dpkg-dev", "prometheus-node-exporter", "python3-argcompl
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions: ``now`` and ``next``."""
+    """Two versions, ``now`` and ``next``, and the ``source`` of the first."""
     directory = tmp_path_factory.mktemp("packages")
     build_packages(directory / "now")
     build_packages(directory / "next", NEXT)
+    unpack_source(directory / "now", directory / "source")
     return directory
 
 

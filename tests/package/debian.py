@@ -19,3 +19,10 @@ def build_packages(output: Path, version: str | None = None) -> Path:
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
+
+
+def unpack_source(packages: Path, directory: Path) -> None:
+    """The source package as a tree, which autopkgtest reads."""
+    (source,) = packages.glob("*.dsc")
+    words = ["dpkg-source", "--no-check", "--extract", str(source), str(directory)]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)

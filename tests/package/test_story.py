@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.shells import BASH
 from tests.figures import RecordFigure
 from tests.guest.harness.channel import Process
 from tests.guest.harness.guest import Guest
 from tests.guest.storage import log_in
+from tests.guest.told import LIFE, calls_told
 from tests.package.debian import NEXT, ROOT
 from tests.package.installed import CONNECTOR, SERVICE, SOCKET, Installed, install
 from tests.support import wait_until
@@ -32,6 +35,21 @@ ELSEWHERE = "/opt/elsewhere"
 #: The modules that run in the sandbox of the unit; in the long tests, all that know the daemon by its socket alone.
 SANDBOXED = ("cycle", "devices")
 SANDBOXED_LONG = (*SANDBOXED, "calls", "drift", "portals", "stalled", "wire")
+AS_CONNECTOR = f"connector={json.dumps(CONNECTOR)}"
+METRICS = "volattachd-metrics"
+TEXTFILES = Path("/var/lib/prometheus/node-exporter")
+#: Reads the figures all the time while they are written, and tells how often, and how many files it saw.
+READER = f"""
+import os, pathlib, prometheus_client.parser as parser
+reads, seen = 0, set()
+while not os.path.exists("/root/read-enough"):
+    with open("{TEXTFILES}/volattachd.prom") as file:
+        text, inode = file.read(), os.fstat(file.fileno()).st_ino
+    names = [family.name for family in parser.text_string_to_metric_families(text)]
+    assert text.endswith("\\n") and "volattachd_calls" in names and "volattachd_info" in names, text
+    reads, seen = reads + 1, seen | {{inode}}
+print(reads, len(seen))
+"""
 #: What others leave: the backup copies of the user database, and multipath, which sees each disk that appears.
 OTHERS = re.compile(
     r"/etc/(group|gshadow|passwd|shadow|subuid|subgid)-|/etc/\.pwd\.lock|/etc/multipath(/.*)?|/var/lib/systemd/.*"
@@ -42,6 +60,7 @@ OTHERS = re.compile(
 def host(guest_image: Path, packages: Path) -> Iterator[Installed]:
     """The guest, with nothing of ours installed: what its image has from elsewhere must not help the package."""
     with Guest(guest_image, init="systemd", extra_disks=["64M"], share={"packages": packages}) as guest:
+        guest.run("rm /etc/dpkg/dpkg.cfg.d/99mmdebstrap", check=True)  # it leaves documents and completions out
         guest.run(f"mv /usr/local/lib/python3*/dist-packages {ELSEWHERE}", check=True)
         guest.run("adduser --quiet --disabled-password --gecos '' member", check=True)
         guest.run("adduser --quiet --disabled-password --gecos '' other", check=True)
@@ -61,6 +80,7 @@ def disk(host: Installed) -> str:
     host.call("reserve_volume", volume="busy")
     info = host.call("initialize_connection", volume="busy", connector=CONNECTOR)
     host.call("attach", volume="busy", host_name="guest")
+    (host.guest.out / "secret").write_text(info["data"]["auth_password"])
     return log_in(host.guest, info, patience=3)
 
 
@@ -146,10 +166,79 @@ def test_the_first_call_of_a_member_starts_the_daemon_and_nobody_else_gets_in(ho
     ]
 
 
-def test_the_packages_own_test_passes(host: Installed) -> None:
-    """The six calls with a CHAP login and I/O: what autopkgtest runs."""
-    host.run("/host/repo/packaging/debian/tests/six-calls 2>&1")
+def test_the_shells_have_their_completions(host: Installed) -> None:
+    """tests/package/test_build.py asks all three; here bash asks the installed command, about the daemon's volumes."""
+    for path in ("bash-completion/completions/volattach", "zsh/vendor-completions/_volattach"):
+        host.run(f"test -s /usr/share/{path}")
+    host.run("test -s /usr/share/fish/vendor_completions.d/volattach.fish")
+    host.run("truncate -s 16M /srv/completed.img")
+    host.call("register_volume", volume="completed", path="/srv/completed.img")
+    ready = "source /usr/share/bash-completion/completions/volattach"
+    script = BASH.format(ready=ready, line=shlex.quote("volattach unregister comp"))
+    assert host.run(f"bash --norc -c {shlex.quote(script)}") == "completed"
+    host.run("volattach unregister completed; rm /srv/completed.img")
+
+
+def test_the_daemon_runs_under_its_modules_name_too(host: Installed) -> None:
+    assert "driver lio" in host.run("cd / && python3 -m volattachd --check-config")
+
+
+def test_the_packages_own_test_passes(host: Installed, record_figure: RecordFigure) -> None:
+    """The six calls with a CHAP login and I/O, by autopkgtest.
+
+    It needs no archive: what the test depends on is installed. That the guest is a machine of its own, which the test
+    asks for, is more than the runner for "no other machine" (null) can know, and so it is told.
+    """
+    words = "autopkgtest --no-built-binaries --ignore-restrictions=isolation-machine /host/packages/source -- null"
+    said = host.run(f"{words} 2>&1", timeout=300)
+    verdicts = re.findall(r"^(\S+) +(PASS|FAIL.*|SKIP.*)$", said.rpartition("summary")[2], re.MULTILINE)
+    record_figure("autopkgtest", ", ".join(" ".join(verdict) for verdict in verdicts))
+    assert verdicts == [("six-calls", "PASS")]
     assert host.call("list_volumes") == []
+
+
+def test_the_user_space_target_serves_in_the_sandbox_with_the_drop_in(host: Installed) -> None:
+    """The six calls again, as docs/install.md has it for driver = "tgt"."""
+    drop_in = f"/etc/systemd/system/{SERVICE}.d"
+    host.run(f"mkdir {drop_in} && cp /usr/share/doc/volattachd/examples/tgt.conf {drop_in} && systemctl daemon-reload")
+    host.run("cp -p /etc/volattachd/volattachd.toml /root")
+    settings = 's/^# \\[target\\]/[target]/; s/^# driver = .*/driver = "tgt"/'
+    host.run(f"sed -i {shlex.quote(settings)} /etc/volattachd/volattachd.toml && systemctl restart {SERVICE}")
+    assert host.call("get_status")["driver"] == "tgt"
+    host.run("/host/packages/source/debian/tests/six-calls 2>&1", timeout=300)
+    tgtd = host.run("pgrep -x tgtd")
+    assert f"/{SERVICE}" in host.run(f"cat /proc/{tgtd}/cgroup")
+    assert "Seccomp:\t2" in host.run(f"cat /proc/{tgtd}/status"), "it is in the sandbox"
+    host.run(f"systemctl restart {SERVICE}")
+    assert host.run("pgrep -x tgtd") == tgtd, "the daemon's restart leaves it alone"
+    host.run(f"systemctl stop {SOCKET} {SERVICE} && kill {tgtd} && rm -r {drop_in} && systemctl daemon-reload")
+    host.run(f"cp -p /root/volattachd.toml /etc/volattachd && systemctl start {SOCKET}")
+    assert host.call("get_status")["driver"] == "lio"
+
+
+def test_the_timer_hands_figures_to_the_node_exporter(host: Installed, record_figure: RecordFigure) -> None:
+    """The timer of the package with a shorter time; the file is read all the while, and is whole each time."""
+    written = TEXTFILES / "volattachd.prom"
+    often = "[Timer]\\nOnCalendar=\\nOnCalendar=*:*:*\\nAccuracySec=100ms\\n"
+    drop_in = f"/run/systemd/system/{METRICS}.timer.d"
+    host.run(f"mkdir -p {drop_in} && printf '{often}' >{drop_in}/test.conf && systemctl daemon-reload")
+    host.run(f"systemctl enable --now {METRICS}.timer")
+    host.wait_for(f"test -e {written}")
+    reader = host.guest.start(["python3", "-c", READER])
+    sequence = f"journalctl --quiet --output=cat --unit={METRICS}.service | grep -c Finished"
+    runs = int(host.run(sequence))
+    host.wait_for(f"test $({sequence}) -gt {runs + 3}")
+    host.run(f"touch /root/read-enough && systemctl disable --now {METRICS}.timer")
+    done = reader.wait(60)
+    assert done.returncode == 0, done.stderr
+    reads, files = map(int, done.stdout.split())
+    assert reads > files > 1, "it was replaced while it was read"
+    record_figure("figures under the timer", f"read whole {reads} times while the file was replaced")
+    assert host.run(f"stat -c '%a %U' {written}") == "644 root"
+    assert host.run(f"ls -A {TEXTFILES}") == written.name, "nothing half-written is left"
+    scraped = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9100/metrics').read().decode())"
+    assert "\nvolattachd_passes_total " in host.run(f"python3 -c {shlex.quote(scraped)}")
+    host.run(f"rm -r {drop_in} && systemctl daemon-reload")
 
 
 def test_the_sandbox_lets_nothing_else_through(host: Installed) -> None:
@@ -163,18 +252,42 @@ def test_the_sandbox_lets_nothing_else_through(host: Installed) -> None:
         assert refused.returncode != 0, path
 
 
-def test_calls_and_devices_work_inside_the_sandbox(host: Installed, record_figure: RecordFigure) -> None:
-    """The suite that other guests run against the tree, here against the installed daemon in its unit's sandbox."""
+def test_the_daemon_without_its_socket_unit_says_what_is_missing(host: Installed) -> None:
+    """In the sandbox it can make a socket, and cannot give it away."""
+    alone = "/run/systemd/system/volattachd-alone.service"
     host.run(f"systemctl stop {SOCKET} {SERVICE}")
-    names = SANDBOXED_LONG if "VOLATTACHD_SOAK" in os.environ else SANDBOXED
+    host.run(f"sed 's/ *volattachd[.]socket//; /^Requires=$/d' /lib/systemd/system/{SERVICE} >{alone}")
+    host.run("systemctl daemon-reload")
+    assert host.guest.run(f"systemctl start {Path(alone).name}").returncode != 0
+    assert host.show("ExecMainStatus", Path(alone).name) == "78"
+    assert "start volattachd.socket" in host.show("StatusText", Path(alone).name)
+    assert "Traceback" not in host.run(f"journalctl --no-pager --unit={Path(alone).name}")
+    host.run(f"rm {alone} && systemctl daemon-reload && systemctl start {SOCKET}")
+
+
+def run_inside(host: Installed, names: Sequence[str]) -> str:
+    """Modules that other guests run against the tree, here against the installed daemon in its unit's sandbox."""
+    host.run(f"systemctl stop {SOCKET} {SERVICE}")
     modules = " ".join(f"/host/repo/tests/guest/inside/test_{name}.py" for name in names)
     words = f"python3 -m pytest -q -c /host/ctl/pytest.ini --rootdir=/host/repo --durations=5 {modules}"
     environment = {"VOLATTACHD_SANDBOX": f"/lib/systemd/system/{SERVICE}", "PYTHONPATH": f"/host/repo:{ELSEWHERE}"}
     done = host.guest.run(words, timeout=900, env=environment, cwd="/host/repo")
-    passed = re.search(r"(\d+) passed", done.stdout)
-    record_figure("in the sandbox", f"{passed[1] if passed else 'none'} passed of {', '.join(names)}")
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     host.run(f"systemctl start {SOCKET}")
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout
+    return f"{passed[1]} passed of {', '.join(names)}"
+
+
+def test_the_installed_daemon_is_watched_by_journald(host: Installed, record_figure: RecordFigure) -> None:
+    """The life of a volume, the installed catalogue's words, forged records, secrets, each documented query."""
+    record_figure("under systemd's journald", run_inside(host, ["journald"]))
+
+
+def test_calls_and_devices_work_inside_the_sandbox(host: Installed, record_figure: RecordFigure) -> None:
+    names = SANDBOXED_LONG if "VOLATTACHD_SOAK" in os.environ else SANDBOXED
+    record_figure("in the sandbox", run_inside(host, names))
+    host.run("dmesg --clear")  # what these tests broke on purpose
 
 
 def test_restarts_and_an_upgrade_under_io_break_no_session_and_refuse_no_connection(
@@ -309,11 +422,37 @@ def test_removing_keeps_the_state_and_installing_again_finds_it(host: Installed)
     assert sessions(host) == session
 
 
-def test_purging_leaves_nothing(host: Installed, before: set[str]) -> None:
+def test_the_journal_has_told_the_whole_life_of_the_volume_and_no_secret(
+    host: Installed, record_figure: RecordFigure
+) -> None:
+    """Through restarts, an upgrade, a restored journal, a reboot and a removal."""
+    refused = host.guest.run(f"volattach --json call terminate_connection volume=busy {shlex.quote(AS_CONNECTOR)}")
     host.call("begin_detaching", volume="busy")
+    logged_in = host.guest.run(f"volattach --json call terminate_connection volume=busy {shlex.quote(AS_CONNECTOR)}")
+    searched = f"/host/out/secret /proc/{main_pid(host)}/cmdline /proc/{main_pid(host)}/environ"
+    daemon = host.run(f"cat {searched} | tr '\\0' '\\n'")
+    secret = (host.guest.out / "secret").read_text()
+    assert daemon.count(secret) == 1, "the file itself, and nothing of the daemon's"
     host.run("iscsiadm -m node --logout && iscsiadm -m node -o delete")
     host.call("terminate_connection", volume="busy", connector=CONNECTOR)
     host.call("detach", volume="busy")
+    for answer in (refused, logged_in):
+        assert answer.returncode != 0
+        assert secret not in answer.stdout + answer.stderr
+    entries = host.run("journalctl --sync; journalctl --quiet --all --output=json _UID=0 VOLATTACH_VOLUME=busy")
+    told = calls_told(json.loads(line) for line in entries.splitlines())
+    assert [row for row in told if row[1] is None or row[1] != row[2]] == LIFE, "what moved it, in order"
+    host.run("journalctl --all --output=export >/root/exported")
+    assert int(host.run("grep -a -c VOLATTACH_VOLUME=busy /root/exported")) >= len(LIFE)
+    assert host.guest.run("grep -a -c -F -f /host/out/secret /root/exported").stdout.strip() == "0"
+    record_figure(
+        "life of a volume in journald",
+        f"{len(told)} calls told, 0 secrets in {host.run('wc -c </root/exported')} bytes",
+    )
+
+
+def test_purging_leaves_nothing(host: Installed, before: set[str]) -> None:
+    assert host.run(f"ls {TEXTFILES}") == "", "a removed daemon's figures are told no longer"
     host.run("dpkg --purge volattachd volattach-agent python3-volattachd 2>&1", timeout=180)
     left = {path for path in host.files() - before if not OTHERS.fullmatch(path) or "volattach" in path}
     host.run("rm -rf /var/lib/volattachd-test")  # of the tests in the sandbox
