@@ -211,7 +211,10 @@ def test_the_user_space_target_serves_in_the_sandbox_with_the_drop_in(host: Inst
     assert "Seccomp:\t2" in host.run(f"cat /proc/{tgtd}/status"), "it is in the sandbox"
     host.run(f"systemctl restart {SERVICE}")
     assert host.run("pgrep -x tgtd") == tgtd, "the daemon's restart leaves it alone"
-    host.run(f"systemctl stop {SOCKET} {SERVICE} && kill {tgtd} && rm -r {drop_in} && systemctl daemon-reload")
+    host.run(f"systemctl stop {SOCKET} {SERVICE}")
+    host.run("TGT_IPC_SOCKET=/run/volattachd/tgt/socket tgtadm --mode system --op delete")
+    host.wait_for(f"! test -e /proc/{tgtd}")
+    host.run(f"rm -r {drop_in} && systemctl daemon-reload")
     host.run(f"cp -p /root/volattachd.toml /etc/volattachd && systemctl start {SOCKET}")
     assert host.call("get_status")["driver"] == "lio"
 

@@ -25,6 +25,7 @@ from tests.guest.inside.program import Program, connector, is_installed
 from tests.guest.told import LIFE, Entry, calls_told
 from volattachd import logs, records
 from volattachd.records import Told
+from volattachd.rpc.exchange import RemoteError
 
 REPO = Path(__file__).parents[3]
 RUNTIME = Path("/run/systemd/journal")
@@ -268,6 +269,8 @@ def test_nothing_that_a_caller_sends_forges_a_record(story: list[str], program: 
         ("reserve_volume", {"volume": FORGED}),
         ("reserve_volume", {"volume": "vol-1", "attachment_id": FORGED}),
         ("reserve_volume", {"volume": "vol-1", "instance_uuid": FORGED}),
+        ("reserve_volume", {"volume": "vol-1", "mode": FORGED}),
+        ("unregister_volume", {"volume": FORGED}),
         ("attach", {"volume": "vol-1", "host_name": FORGED}),
         ("attach", {"volume": "vol-1", "mount_point": FORGED, "host_name": "h"}),
         ("register_volume", {"volume": "vol-9", "path": "/" + FORGED}),
@@ -279,6 +282,8 @@ def test_nothing_that_a_caller_sends_forges_a_record(story: list[str], program: 
     ]  # fmt: skip
     for method, params in sent:
         program.refused(method, **params)
+    with pytest.raises(RemoteError, match="Method not found"):
+        program.call(FORGED, volume=FORGED)
     entries = journald.entries("-t", "volattachd")
     assert len(entries) == before + len(sent), "a record for each call, and no other"
     known = {kind.id for kind in records.kinds().values()}
