@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator
 #: News comes in bursts (a device is removed, its links, its holders): this long is waited for the rest, in seconds.
 _SETTLING = 0.1
 
+#: A round is followed by at least this many times as much rest as it took: the host's processors are for its disks.
+_REST = 9
+
 
 class Agenda:
     """The errands of the thread that keeps the target equal to the journal.
 
     A round over everything begins ``interval`` seconds after the last one began, or later: rounds never take more
-    than half of the time, however many volumes there are.
+    than a tenth of the time, however many volumes there are.
     """
 
     def __init__(self, interval: float) -> None:
@@ -51,7 +54,7 @@ class Agenda:
             yield errand
             if errand is None:
                 took = time.monotonic() - began
-                due = began + max(self._interval, 2 * took)
+                due = began + max(self._interval, (1 + _REST) * took)
 
     def _wait(self, due: float) -> bool:
         """Sleep until there is an errand; False at the end."""

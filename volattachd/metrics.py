@@ -54,11 +54,17 @@ class Metrics:
         )
         for difference in Difference:
             self._repairs.labels(difference.value)
+        #: The two series of each call and outcome: looking them up by their labels takes longer than counting.
+        self._of_call: dict[tuple[str, str], tuple[prometheus.Counter, prometheus.Histogram]] = {}
 
     def count_call(self, call: str, outcome: str, seconds: float) -> None:
         """A call was answered: "ok", or the kind of its error."""
-        self._calls.labels(call, outcome).inc()
-        self._call_seconds.labels(call).observe(seconds)
+        key = (call, outcome)
+        if key not in self._of_call:
+            self._of_call[key] = (self._calls.labels(call, outcome), self._call_seconds.labels(call))
+        counter, histogram = self._of_call[key]
+        counter.inc()
+        histogram.observe(seconds)
 
     def measure_commit(self, seconds: float) -> None:
         """The journal has committed."""

@@ -48,9 +48,14 @@ class Kind:
     explanation: str
     has_traceback: bool = False  # it is told while an exception is handled, and that belongs to it
 
+    @property
+    def is_told(self) -> bool:
+        """Whether anybody would read a record of this kind now."""
+        return _log.isEnabledFor(self.level)
+
     def tell(self, **members: Any) -> None:
         """Log one record of this kind; a member that is None is left out of the fields."""
-        if _log.isEnabledFor(self.level):
+        if self.is_told:
             _log.log(self.level, Told(self, members), exc_info=self.has_traceback)
 
 

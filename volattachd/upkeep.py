@@ -1,15 +1,14 @@
 """What happens without a call: the start, the periodic pass, repairs, and the end of old reservations.
 
-All of it is ``converge`` again, volume by volume, in worker threads of their own: a volume that waits for its device
-holds up neither the others nor the pass. A volume that failed is tried again with growing pauses; what is wrong
-with it stands as a condition until it is over.
+All of it is ``converge`` again, volume by volume, in workers that may be left behind (sweep.py): a volume that waits
+for its device holds up neither the others nor the pass. A volume that failed is tried again with growing pauses; what
+is wrong with it stands as a condition until it is over.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +22,8 @@ from volattachd.errors import ConfigError, DriverError, JournalFailed
 from volattachd.journal import Journal
 from volattachd.model import Export, Volume
 from volattachd.repair import Conditions, Repairer
-from volattachd.turns import Deadline, Task, Turns, Workers
+from volattachd.sweep import Sweep
+from volattachd.turns import Turns, Workers
 
 View = dict[str, Any]
 
@@ -33,7 +33,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0
 #: How long the periodic pass waits for one volume, in seconds; the volume's worker goes on without it.
 _PASS_PATIENCE = 2.0
 
-#: Volumes visited at the same time: removals wait for RCU in the kernel, and 8 threads hide most of that.
+#: Targets that are mended at the same time: removals wait for RCU in the kernel, and 8 threads hide most of that.
 _SIDE_BY_SIDE = 8
 
 
@@ -44,15 +44,6 @@ class _Job:
     volume: str | None
     target_name: str
     body: Callable[[], View | None]
-
-
-@dataclass(frozen=True)
-class _Visit:
-    """A job that a worker is at."""
-
-    job: _Job
-    task: Task[View | None]
-    deadline: Deadline
 
 
 @dataclass
@@ -164,27 +155,27 @@ class Upkeep:
 
     def _pass_over(self, volumes: Iterable[str], dry_run: bool, patience: float) -> list[View]:
         rows = [row for row in map(self._journal.volumes.get, volumes) if row is not None]
-        jobs = [_Job(row.id, row.target_name, partial(self._visit, row.id, dry_run)) for row in rows]
-        return [line for line in self._visit_all(jobs, patience) if line is not None]
+        return self._sweep(
+            [_Job(row.id, row.target_name, partial(self._visit, row.id, dry_run)) for row in rows], patience
+        )
 
     def _visit_orphans(self, dry_run: bool, patience: float) -> list[View]:
-        jobs = [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()]
-        return [line for line in self._visit_all(jobs, patience) if line is not None]
+        return self._sweep(
+            [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()], patience
+        )
 
-    def _visit_all(self, jobs: Iterable[_Job], patience: float) -> Iterator[View | None]:
-        """Visit targets side by side; one that outlasts its deadline is left behind with its worker."""
-        window: deque[_Visit] = deque()
-        for job in jobs:
-            if len(window) == _SIDE_BY_SIDE:
-                yield self._finish(window.popleft())
-            window.append(_Visit(job, self._workers.submit(job.body), Deadline(patience)))
-        for visit in window:
-            yield self._finish(visit)
+    def _sweep(self, jobs: Iterable[_Job], patience: float) -> list[View]:
+        return Sweep(
+            jobs,
+            lambda job: job.body(),
+            self._leave_behind,
+            workers=self._workers,
+            patience=patience,
+            side_by_side=_SIDE_BY_SIDE,
+        ).run()
 
-    def _finish(self, visit: _Visit) -> View | None:
-        if visit.task.wait(visit.deadline.left()):
-            return visit.task.result()
-        job = visit.job
+    def _leave_behind(self, job: _Job) -> View:
+        """Tell of a target whose worker goes on without the pass."""
         waits_for = self._converger.current.get(job.volume or job.target_name, "the target")
         if job.volume is not None:
             self._conditions.set(job.volume, "Pending", f"waits for: {waits_for}")

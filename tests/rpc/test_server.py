@@ -31,13 +31,17 @@ from tests.support import (
     serving,
 )
 from volattachd.errors import ConfigError
-from volattachd.rpc.methods import METHODS
+from volattachd.rpc.methods import BY_NAME, METHODS
 from volattachd.rpc.server import activated_socket, bind_socket
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "d.sock"
+
+
+#: A value for each parameter that some method needs.
+REQUIRED: dict[str, Any] = {"volume": "v", "connector": connector(), "path": "/v"}
 
 
 def handlers(**special: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
@@ -67,6 +71,36 @@ def test_calls_that_are_sent_at_once_are_answered_in_order(echo: Path, between: 
         wire.end()
         assert [wire.answer()["id"] for _ in range(100)] == list(range(100))
         assert wire.answer() is None
+
+
+@pytest.mark.parametrize("method", [method.name for method in METHODS if method.changes] + ["backup_journal"])
+def test_what_is_answered_does_not_wait_for_the_next_call_of_the_same_packet(path: Path, method: str) -> None:
+    gate = Gate()
+    arguments = {param.name: REQUIRED[param.name] for param in BY_NAME[method].params if param.required}
+    with serving(path, handlers(**{method: lambda *_, **__: gate()})), Wire(path) as wire:
+        calls = [request("get_status", call_id=1), request(method, call_id=2, **arguments)]
+        wire.send(b"".join(json.dumps(call).encode() for call in calls))
+        assert gate.reached.wait(PATIENCE)
+        assert wire.answer()["id"] == 1
+        gate.open()
+        assert wire.answer()["id"] == 2
+
+
+def test_answers_that_are_long_together_are_not_held_back(path: Path) -> None:
+    """A packet of short calls may have any number of megabytes of answers."""
+    gate, asked = Gate(), iter(range(1000))
+
+    def answer(*_: Any) -> str:
+        if next(asked) == 10:
+            gate()
+        return "x" * 10000
+
+    with serving(path, handlers(get_status=answer)), Wire(path) as wire:
+        wire.send(b"".join(json.dumps(request("get_status", call_id=n)).encode() for n in range(100)))
+        assert gate.reached.wait(PATIENCE)
+        assert [wire.answer()["id"] for _ in range(7)] == list(range(7))
+        gate.open()
+        assert [wire.answer()["id"] for _ in range(93)] == list(range(7, 100))
 
 
 @pytest.mark.parametrize("indent", [0, 2, "\t"])

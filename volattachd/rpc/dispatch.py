@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,8 @@ class Client:
     peer: Peer
     role: Role
     feed: Feed | None = None
+    #: Told before a call that may take long: what was answered before it should not wait for it.
+    before_waiting: Callable[[], None] = lambda: None
 
     def caller(self, moved: Callable[[Attachment | None, Attachment | None], None]) -> Caller:
         """The peer as the caller of one call; ``moved`` is told what it moves."""
@@ -94,14 +97,17 @@ class Dispatcher:
         return _with_kind(response)
 
     def _bind(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Result]:
-        checks = {param.name: fastjsonschema.compile(param.schema) for param in method.params}
+        parameters = _Parameters(method)
+        may_wait = method.changes or method.of_connection or method.role >= Role.ADMIN  # reading waits for nobody
 
         def call(client: Client, /, *args: Any, **kwargs: Any) -> Result:
             report = Report(method, client.peer, self._observe)
             try:
                 _check_role(method, client)
-                params = _bind_params(method, args, kwargs, checks)
+                params = parameters.bind(args, kwargs)
                 report.is_about(params)
+                if may_wait:
+                    client.before_waiting()
                 caller = client.caller(report.moved)
                 about = (caller, client.feed) if method.of_connection else (caller,)
                 result = handler(*about, **params)
@@ -115,9 +121,22 @@ class Dispatcher:
             report.tell_done(result)
             return Success(result)
 
-        # jsonrpcserver asks for it in each call, and working it out again took a third of a dispatch.
-        call.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
+        call.__signature__ = _ANYTHING  # type: ignore[attr-defined]
         return call
+
+
+class _TakesAnything(inspect.Signature):
+    """The signature of a function to which any arguments can be bound.
+
+    jsonrpcserver asks each method for its signature and binds the parameters, only to see whether that fails. Ours are
+    checked by the method table, and binding them to ``*args, **kwargs`` took a fifth of a dispatch.
+    """
+
+    def bind(self, /, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        return inspect.BoundArguments(self, OrderedDict())
+
+
+_ANYTHING = _TakesAnything()
 
 
 def _error(report: Report, error: VolattachError) -> Result:
@@ -141,27 +160,38 @@ def _check_role(method: Method, client: Client) -> None:
         )
 
 
-def _bind_params(
-    method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], checks: Mapping[str, Callable[[Any], Any]]
-) -> dict[str, Any]:
-    """The parameters by name, checked; a null counts as left out."""
-    names = [param.name for param in method.params]
-    if len(args) > len(names):
-        raise InvalidParams(f"{method.name} takes at most {len(names)} parameters: {', '.join(names) or 'none'}")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        raise InvalidParams(f"{method.name} has no parameter {unknown[0]!r}; it has {', '.join(names) or 'none'}")
-    params = {name: value for name, value in given.items() if value is not None}
-    for param in method.params:
-        if param.name in params:
-            _check_value(method, param, params[param.name], checks[param.name])
-        elif param.required:
-            raise InvalidParams(f"{method.name} needs the parameter {param.name!r} ({param.summary})")
-    return params
+class _Parameters:
+    """The parameters that one method takes."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self._checks = {param.name: (param, fastjsonschema.compile(param.schema)) for param in method.params}
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The parameters by name, checked; a null counts as left out."""
+        params = {name: value for name, value in self._named(args, kwargs).items() if value is not None}
+        for name, (param, check) in self._checks.items():
+            if name in params:
+                _check_value(self._method, param, check, params[name])
+            elif param.required:
+                raise InvalidParams(f"{self._method.name} needs the parameter {name!r} ({param.summary})")
+        return params
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What was given, by names that the method has."""
+        names = self._checks
+        if len(args) > len(names):
+            shown = ", ".join(names) or "none"
+            raise InvalidParams(f"{self._method.name} takes at most {len(names)} parameters: {shown}")
+        given = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+        for name in given:
+            if name not in names:
+                shown = ", ".join(names) or "none"
+                raise InvalidParams(f"{self._method.name} has no parameter {name!r}; it has {shown}")
+        return given
 
 
-def _check_value(method: Method, param: Param, value: Any, check: Callable[[Any], Any]) -> None:
+def _check_value(method: Method, param: Param, check: Callable[[Any], Any], value: Any) -> None:
     try:
         check(value)
     except fastjsonschema.JsonSchemaValueException as error:

@@ -33,7 +33,7 @@ class Report:
 
     def __init__(self, method: Method, peer: Peer, observe: Observe) -> None:
         self._method = method
-        self._sender = {"call": method.name, "uid": peer.uid, "pid": peer.pid}
+        self._peer = peer
         self._observe = observe
         self._began = time.monotonic()
         self._about: dict[str, Any] = {"volume": None, "attachment": None, "before": None, "after": None}
@@ -53,7 +53,7 @@ class Report:
             if not self._told:
                 self._about.update(move, before=self._about["before"] or move["before"])
                 return
-        records.CALL_LATE.tell(**self._sender, **move)
+        records.CALL_LATE.tell(**self._sender(), **move)
 
     def tell_done(self, result: Any) -> None:
         """The call is done."""
@@ -67,18 +67,24 @@ class Report:
 
     def tell_bug(self, kind: str) -> None:
         """The call ended with an exception that nobody foresaw: the one that is being handled."""
-        records.BUG.tell(**self._sender, volume=self._about["volume"], error=kind)
+        records.BUG.tell(**self._sender(), volume=self._about["volume"], error=kind)
         self._observe(self._method.name, kind, time.monotonic() - self._began)
 
     def _tell(self, outcome: str, error: VolattachError | None) -> None:
         seconds = time.monotonic() - self._began
         with self._lock:
             self._told = True
-            about = dict(self._about)
+        kind = _kind_of(self._method, error)
+        if kind.is_told:
+            self._tell_as(kind, outcome, error, seconds)
+        self._observe(self._method.name, outcome, seconds)
+
+    def _tell_as(self, kind: records.Kind, outcome: str, error: VolattachError | None, seconds: float) -> None:
+        about = dict(self._about)
         if about["before"] == about["after"]:
             about.update(before=None, after=None)
-        _kind_of(self._method, error).tell(
-            **self._sender,
+        kind.tell(
+            **self._sender(),
             **about,
             about="".join(f" {name}={about[key]}" for key, name in _SHOWN.items() if about[key] is not None),
             error=None if error is None else outcome,
@@ -86,7 +92,9 @@ class Report:
             milliseconds=seconds * 1e3,
             microseconds=round(seconds * 1e6),
         )
-        self._observe(self._method.name, outcome, seconds)
+
+    def _sender(self) -> dict[str, Any]:
+        return {"call": self._method.name, "uid": self._peer.uid, "pid": self._peer.pid}
 
 
 def _kind_of(method: Method, error: VolattachError | None) -> records.Kind:

@@ -199,7 +199,8 @@ class Conversation:
         self._limits = limits
         self._outlet = Outlet(connection, limits.unread_seconds)
         self._feed = ConnectionFeed(self._outlet, lambda: _shut(connection))
-        self._client = replace(client, feed=self._feed)
+        self._client = replace(client, feed=self._feed, before_waiting=self._send_answers)
+        self._answers = bytearray()
         self._decoder = Decoder()
         self._deadline: Deadline | None = None
 
@@ -222,7 +223,9 @@ class Conversation:
             frames = self._decoder.feed(data) if data else self._decoder.close()
             if frames:
                 self._deadline = None  # the message that is pending now began in this packet
-            if not all(self._handle(frame) for frame in frames) or self._decoder.broken:
+            goes_on = all(self._handle(frame) for frame in frames)
+            self._send_answers()
+            if not goes_on or self._decoder.broken:
                 return
 
     def _receive(self) -> bytes | None:
@@ -245,12 +248,23 @@ class Conversation:
                 raise frame.error
             answer = self._dispatcher.answer(frame.data, self._client)
         except strictjson.Refused as error:
-            self._outlet.send(strictjson.dumps(refusal(error)) + b"\n")
+            self._say(strictjson.dumps(refusal(error)))
             return not isinstance(error, strictjson.NotJson)
         if answer is not None:
-            self._outlet.send(answer + b"\n")
-        self._feed.answered()
+            self._say(answer)
         return True
+
+    def _say(self, answer: bytes) -> None:
+        self._answers += answer + b"\n"
+        if len(self._answers) > _CHUNK:
+            self._send_answers()
+
+    def _send_answers(self) -> None:
+        """Send what is answered: calls that came together are answered together, unless one may take long."""
+        answers, self._answers = bytes(self._answers), bytearray()
+        if answers:
+            self._outlet.send(answers)
+        self._feed.answered()
 
 
 def _tell(outlet: Outlet, error: Busy) -> None:
