@@ -80,7 +80,7 @@ def test_a_third_partys_package_attaches_and_detaches_through_the_command_line(t
 
 
 def test_a_third_partys_connector_cannot_take_the_name_of_a_built_in_one(tmp_path: Path) -> None:
-    told = refusal(tmp_path, {"iscsi": "example_connector:SymlinkConnector"}, "iscsi")
+    told = refusal(tmp_path, {"iscsi": "example_connector:SymlinkConnector"}, "another")
     assert "the connector 'iscsi' is built in, but example_connector:SymlinkConnector claims its name too" in told
 
 

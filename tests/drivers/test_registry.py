@@ -62,7 +62,8 @@ def test_a_third_partys_driver_is_found_by_its_entry_point(tmp_path: Path) -> No
 
 
 def test_a_third_partys_driver_cannot_take_the_name_of_a_built_in_one(tmp_path: Path) -> None:
-    told = run(tmp_path, "lio = other:Other", "registry.load('lio')")
+    told = run(tmp_path, "lio = other:Other", "print(registry.load('lio').__module__); registry.available()")
+    assert told.startswith("volattachd.drivers.lio\n")
     assert "ConfigError: the driver 'lio' is built in, but other:Other claims its name too" in told
 
 

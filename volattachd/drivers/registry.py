@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from volattachd.drivers.base import TargetDriver
 from volattachd.errors import ConfigError
@@ -27,6 +26,8 @@ BUILT_IN = {
 
 def available() -> dict[str, str]:
     """Every driver's name and where its class is ("module:class"). A third party's may not hide one of ours."""
+    from importlib.metadata import entry_points  # slow to load, and to ask: only who looks for others' pays for it
+
     found = dict(BUILT_IN)
     for entry in entry_points(group=GROUP):
         if BUILT_IN.get(entry.name, entry.value) != entry.value:
@@ -37,9 +38,9 @@ def available() -> dict[str, str]:
 
 def load(name: str) -> type[TargetDriver]:
     """The driver's class. Raises ConfigError for an unknown name, naming those that exist."""
-    drivers = available()
     if name == "auto":
         name = detect()
+    drivers = BUILT_IN if name in BUILT_IN else available()
     if name not in drivers:
         raise ConfigError(f"unknown driver {name!r}: use auto or one of {', '.join(sorted(drivers))}")
     module, _, attribute = drivers[name].partition(":")

@@ -5,7 +5,6 @@ anybody else's; a source tree that was never installed has no entry points, and 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from volattachd.agent.connectors.base import Connector, Report
 from volattachd.agent.errors import ConnectorUnusable
@@ -22,6 +21,8 @@ BUILT_IN = {
 
 def available() -> dict[str, str]:
     """Every connector's name and where its class is ("module:class"). A third party's may not hide one of ours."""
+    from importlib.metadata import entry_points  # slow to load, and to ask: only who looks for others' pays for it
+
     found = dict(BUILT_IN)
     for entry in entry_points(group=GROUP):
         if BUILT_IN.get(entry.name, entry.value) != entry.value:
@@ -33,7 +34,7 @@ def available() -> dict[str, str]:
 
 def make_connector(name: str, report: Report = lambda line: None) -> Connector:
     """A connector by its name. Raises ConnectorUnusable for an unknown one, naming those that exist."""
-    connectors = available()
+    connectors = BUILT_IN if name in BUILT_IN else available()
     if name not in connectors:
         raise ConnectorUnusable(f"there is no connector {name!r}", f"use one of {', '.join(sorted(connectors))}")
     module, _, attribute = connectors[name].partition(":")
