@@ -7,7 +7,7 @@ recovery that could be wrong.
 Laws:
 
 1. It reads before it writes, and a healthy volume sees no write at all: live sessions notice nothing.
-2. After its writes it reads again, and what the target did not keep is an error, not a hope.
+2. What it wrote is read again, and what the target did not keep is an error, not a hope.
 3. A device that is missing, or is another one than was registered, is never exported. What the target has
    open already was checked when it was opened and stays: renaming a device cuts nobody off.
 """
@@ -79,20 +79,21 @@ class Converger:
     def plan(self, want: Export) -> tuple[list[Step], Condition | None]:
         """The steps to ``want``, or to as much of it as its device allows, and what is wrong with the device."""
         with self._boundary:
-            possible, condition = self._possible(want)
+            possible, condition = self._possible(want, self._verify)
             return self.driver.plan(possible), condition
 
-    def converge(self, want: Export) -> tuple[list[Step], Condition | None]:
+    def converge(self, want: Export, verify: Verify | None = None) -> tuple[list[Step], Condition | None]:
         """Make the target equal to ``want``; the answer is what was done, and the device's condition.
 
+        ``verify`` tells what is wrong with the device, for who has looked at it already.
         Raises DriverError where a step failed or the target did not keep it, DeviceUnusable where the device
         does not allow the export that is wanted: nothing of the volume is exported then.
         """
         with self._boundary:
-            possible, condition = self._possible(want)
+            possible, condition = self._possible(want, verify or self._verify)
             steps = self.driver.plan(possible)
             self._run(want.volume.id, steps)
-            left = self.driver.plan(possible) if steps else []
+            left = self.driver.check_kept(possible, steps)
         if left:
             raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
         if possible != want:
@@ -100,9 +101,9 @@ class Converger:
             raise DeviceUnusable(want.volume, condition)
         return steps, condition
 
-    def _possible(self, want: Export) -> tuple[Export, Condition | None]:
+    def _possible(self, want: Export, verify: Verify) -> tuple[Export, Condition | None]:
         """What can be had of ``want``: all of it while the target holds the device, nothing without one."""
-        condition = None if self.driver.holds_device(want.volume) else self._verify(want.volume)
+        condition = None if self.driver.holds_device(want.volume) else verify(want.volume)
         return (want if condition is None else replace(want, exported=False, grants=())), condition
 
     def list_exports(self) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from volattachd import records
-from volattachd.converge import Converger, DeviceUnusable, export_of
+from volattachd.converge import Converger, DeviceUnusable, Verify, export_of
 from volattachd.devices import Finding
 from volattachd.drivers.base import Step
 from volattachd.errors import DriverError
@@ -77,9 +77,9 @@ class Repairer:
     def look_after(self, want: Export) -> list[Step]:
         """Converge, and look at the device too: the target may hold one that is gone, or that has grown."""
         found = self._examine(want.volume)
-        if found.condition is None and found.size > want.volume.size and self._can_grow(want.volume):
+        if found.size > want.volume.size and self._can_grow(want.volume):
             want = replace(want, volume=self._grow(want.volume, found.size))
-        done = self.converge(want)
+        done = self.converge(want, lambda volume: found.condition)
         if want.exported:
             self._show(want.volume.id, found.condition)
         return done
@@ -98,11 +98,11 @@ class Repairer:
         records.VOLUME_GREW.tell(volume=volume.id, old=volume.size, new=size)
         return grown
 
-    def converge(self, want: Export) -> list[Step]:
+    def converge(self, want: Export, verify: Verify | None = None) -> list[Step]:
         """Converge, and record what is wrong. Raises DriverError as the converger does."""
         name = want.volume.id
         try:
-            done, condition = self._converger.converge(want)
+            done, condition = self._converger.converge(want, verify)
         except DeviceUnusable as error:
             self._show(name, error.condition)
             raise

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -45,7 +46,7 @@ class Sweep(Generic[J, R]):
         side_by_side: int,
     ) -> None:
         """``do`` visits a target; ``leave`` tells of one that takes longer than ``patience`` seconds."""
-        self._jobs = enumerate(jobs)
+        self._jobs = deque(enumerate(jobs))
         self._do = do
         self._leave = leave
         self._workers = workers
@@ -59,7 +60,8 @@ class Sweep(Generic[J, R]):
     def run(self) -> list[R]:
         """Everything, to the end or past its patience. Raises what ``do`` raised, once nobody is at work any more."""
         with self._changed:
-            self._send_runner()
+            if self._jobs:
+                self._send_runner()
             while self._runners:
                 oldest = min(runner.began for runner in self._runners)
                 self._changed.wait(max(0.0, oldest + self._patience - time.monotonic()))
@@ -96,9 +98,11 @@ class Sweep(Generic[J, R]):
             if result is not None:
                 self._found.append((runner.number, result))
                 self._bring_more()
-            number, job = next(self._jobs, (-1, None)) if self._error is None else (-1, None)
-            runner.number, runner.job, runner.began = number, job, time.monotonic()
-            return job is not None
+            if not self._jobs or self._error is not None:
+                return False
+            runner.number, runner.job = self._jobs.popleft()
+            runner.began = time.monotonic()
+            return True
 
     def _bring_more(self) -> None:
         if len(self._runners) < self._most:
@@ -116,4 +120,5 @@ class Sweep(Generic[J, R]):
                 result = self._leave(runner.job)
                 if result is not None:
                     self._found.append((runner.number, result))
-            self._send_runner()
+            if self._jobs:
+                self._send_runner()

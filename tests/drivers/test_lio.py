@@ -58,6 +58,7 @@ class Kernel(ConfigFs):
         (root / "core").mkdir(parents=True, exist_ok=True)
         self.before: Callable[[str, str], None] = lambda action, path: None
         self.opens: Callable[[str], str] = lambda path: path  # what a backstore opens for a path
+        self.keeps: Callable[[str, str], str] = lambda path, value: value  # what an attribute is after a write
         self.made: set[str] = set()
         self.links: dict[str, str] = {}
 
@@ -113,6 +114,10 @@ class Kernel(ConfigFs):
         os.unlink(self._path(path))
         del self.links[path]
 
+    def write_and_read(self, path: str, value: str) -> str:
+        self.write(path, value)
+        return self.read(path)
+
     def write(self, path: str, value: str) -> None:
         self.before("write", path)
         assert "\n" not in value, "the kernel would keep the newline"
@@ -128,7 +133,7 @@ class Kernel(ConfigFs):
         elif path.endswith("/tpgt_1/enable") and value == "0":
             for acl in self.list_dirs(f"{owner}/acls"):  # disabling drops the sessions
                 Path(self._path(f"{owner}/acls/{acl}/info")).write_text(NO_SESSION + "\n")
-        Path(self._path(path)).write_text(value + "\n")
+        Path(self._path(path)).write_text(self.keeps(path, value) + "\n")
 
     def _open(self, store: str) -> None:
         if self.read(f"{store}/enable") == "1":
@@ -427,6 +432,21 @@ def test_a_device_that_lio_opened_instead_is_an_error(case: LioCase) -> None:
     case.kernel.opens = lambda path: path + "x"
     with pytest.raises(DriverError, match=r"LIO opened '.*x' instead"):
         run(case.driver.plan(Export(case.new_volume(), True)))
+
+
+def test_a_value_that_the_kernel_does_not_keep_is_an_error_that_tells_no_secret(case: LioCase) -> None:
+    """Each that is written, but ``control``: it cannot be read, and what it says is looked at in ``info``."""
+    grant = new_grant(HOST_A)
+    want = Export(case.new_volume(), True, (grant,))
+    written = [step.subject.partition(" = ")[0] for step in case.driver.plan(want) if step.action == "write"]
+    assert len(written) > 12
+    for path in [path for path in written if not path.endswith("/control")]:
+        case.kernel.keeps = lambda at, value, path=path: "cut" if at == path else value  # type: ignore[misc]
+        with pytest.raises(DriverError, match=r"did not keep|as its serial") as raised:
+            run(case.driver.plan(want))
+        assert grant.secret.password not in raised.value.message
+        case.kernel.keeps = lambda at, value: value
+        run(case.driver.plan(replace(want, exported=False)))
 
 
 def test_a_device_that_is_not_there_is_told_in_the_kernels_words(case: LioCase) -> None:

@@ -122,6 +122,10 @@ class SimulatedKernel(ConfigFs):
             value = f"T10 VPD Unit Serial Number: {value}"
         self.nodes[path] = value
 
+    def write_and_read(self, path: str, value: str) -> str:
+        self.write(path, value)
+        return self.read(path)
+
     def make_link(self, path: str, target: str) -> None:
         with self._lock:
             if self.nodes.get(path.rpartition("/")[0]) != _DIRECTORY or target not in self.nodes:

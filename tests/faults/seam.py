@@ -241,6 +241,10 @@ class CountedFs(ConfigFs):
     def write(self, path: str, value: str) -> None:
         self._change("write", path, lambda: self._real.write(path, value))
 
+    def write_and_read(self, path: str, value: str) -> str:
+        written = Operation("configfs", "write", path, True)
+        return self._seam.run(written, lambda: self._real.write_and_read(path, value))
+
     def make_link(self, path: str, target: str) -> None:
         self._change("symlink", path, lambda: self._real.make_link(path, target))
 

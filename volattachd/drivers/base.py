@@ -117,6 +117,13 @@ class TargetDriver(ABC):
     def plan(self, want: Export) -> list[Step]:
         """The steps from what the target holds for this volume to ``want``, in order; empty when it is so."""
 
+    def check_kept(self, want: Export, steps: Sequence[Step]) -> list[Step]:
+        """What the target has not kept of ``steps``, which it has just taken to become ``want``.
+
+        Planning again tells it of any target. A driver whose steps look at what they did needs not.
+        """
+        return self.plan(want) if steps else []
+
     @abstractmethod
     def holds_device(self, volume: Volume) -> bool:
         """Whether the target has this volume's device open now."""

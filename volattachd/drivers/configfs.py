@@ -65,7 +65,7 @@ class ConfigFs:
         """An attribute's value without the newline that the kernel adds."""
         fd = os.open(self._path(path), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.read(fd, _PAGE).decode("utf-8", "replace").rstrip("\n")
+            return _text(os.read(fd, _PAGE))
         finally:
             os.close(fd)
 
@@ -98,6 +98,15 @@ class ConfigFs:
         finally:
             os.close(fd)
 
+    def write_and_read(self, path: str, value: str) -> str:
+        """Writes an attribute; the answer is what it reads as now. configfs asks the object anew after each write."""
+        fd = os.open(self._path(path), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+            return _text(os.pread(fd, _PAGE, 0))
+        finally:
+            os.close(fd)
+
     def make_link(self, path: str, target: str) -> None:
         """symlink: ties one object to another."""
         os.symlink(self._path(target), self._path(path))
@@ -105,6 +114,11 @@ class ConfigFs:
     def remove_link(self, path: str) -> None:
         """unlink: unties it again."""
         os.unlink(self._path(path))
+
+
+def _text(data: bytes) -> str:
+    """A value without the newline that the kernel adds."""
+    return data.decode("utf-8", "replace").rstrip("\n")
 
 
 class Look(ConfigFs):
@@ -171,6 +185,10 @@ class Look(ConfigFs):
     def write(self, path: str, value: str) -> None:
         self._forget()
         self._real.write(path, value)
+
+    def write_and_read(self, path: str, value: str) -> str:
+        self._forget()
+        return self._real.write_and_read(path, value)
 
     def make_link(self, path: str, target: str) -> None:
         self._forget()

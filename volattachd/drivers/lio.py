@@ -65,6 +65,8 @@ _BACKSTORE_INFO = {
     ),
     "file": re.compile(r"File: (?P<path>.*?)\s+Size: (?P<size>\d+)\s+Mode: (?P<mode>\S+)"),
 }
+#: What is the volume's own in a target's name ends in digits of its serial, and so tells the HBA of its backstore.
+_SERIAL_IN_NAME = re.compile(r".*\.([0-9a-f]{8})")
 #: The directories that stand for the whole of an export, a grant or a portal.
 _WHOLE = re.compile(r"(?P<export>iscsi/[^/]+)|.*/acls/(?P<grant>[^/]+)|.*/np/(?P<portal>[^/]+)")
 #: A connection whose initiator has begun to log out is in another state, until the kernel has cleaned up behind it.
@@ -112,11 +114,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Value:
-    """An attribute and what it must read as."""
+    """An attribute and what it must read as; not ``exact`` where it reads as something else, or cannot be read."""
 
     path: str
     value: str
     secret: bool = False
+    exact: bool = True
 
 
 Node = Directory | Link | Value
@@ -170,10 +173,15 @@ class LioDriver(TargetDriver):
         driver.fs = Look(self.fs)
         return driver
 
+    def check_kept(self, want: Export, steps: Sequence[Step]) -> list[Step]:
+        return []  # each step has seen to it
+
     def _plan(self, want: Export) -> list[Step]:
         names = self.names_of(want.volume)
         if not want.exported:
             return self._removal(names)
+        if not self.fs.is_dir(names.target) and not self.fs.is_dir(names.hba):
+            return self._creation(names, want, (names.target, names.hba))
         if self._must_be_rebuilt(names, want.volume):
             return self._removal(names) + self._creation(names, want, (names.target, names.hba))
         surplus, gone = self._surplus(names, want)
@@ -192,9 +200,11 @@ class LioDriver(TargetDriver):
         prefix = self.iqn_prefix + ":"
         with _translated("cannot list the targets"):
             targets = self.fs.list_dirs("iscsi")
-            stores = [s for hba in self.fs.list_dirs("core") if _is_ours(hba) for s in self.fs.list_dirs(f"core/{hba}")]
-        # A backstore whose target has another prefix is that target's, and no export of its own.
-        used = {name.rpartition(":")[2] for name in targets}
+            # A backstore whose target is there is that target's, whatever its prefix, and no export of its own.
+            used = {name.rpartition(":")[2] for name in targets}
+            theirs = {_hba_index(found[1]) for found in map(_SERIAL_IN_NAME.fullmatch, used) if found}
+            hbas = [hba for hba in self.fs.list_dirs("core") if _is_ours(hba) and _index_of(hba) not in theirs]
+            stores = [store for hba in hbas for store in self.fs.list_dirs(f"core/{hba}")]
         left = {s.removeprefix(_MARK) for s in stores if s.startswith(_MARK)} - used
         return sorted([name for name in targets if name.startswith(prefix)] + [prefix + name for name in left])
 
@@ -246,15 +256,16 @@ class LioDriver(TargetDriver):
             steps += self._configuration(names, want.volume)
         elif self._device_info(names, want.volume).get("size", str(want.volume.size)) != str(want.volume.size):
             # A file that has grown. A block device's size is the kernel's own to follow.
-            steps.append(self._step(Value(f"{names.backstore}/control", f"fd_dev_size={want.volume.size}")))
+            grow = f"fd_dev_size={want.volume.size}"
+            steps.append(self._step(Value(f"{names.backstore}/control", grow, exact=False)))
         return steps + [self._step(node) for node in self.wanted(names, want) if missing(node)]
 
     def _configuration(self, names: Names, volume: Volume) -> list[Step]:
         """The steps to an enabled backstore. Its settings take effect at ``enable``: until then, all again."""
         settings = [
-            Value(f"{names.backstore}/control", _control(volume)),
+            Value(f"{names.backstore}/control", _control(volume), exact=False),
             Value(f"{names.backstore}/udev_path", volume.path),  # where rtslib and targetcli look
-            Value(f"{names.backstore}/wwn/vpd_unit_serial", volume.serial),
+            Value(f"{names.backstore}/wwn/vpd_unit_serial", volume.serial, exact=False),
             Value(f"{names.backstore}/enable", "1"),
         ]
         steps = [self._step(node) for node in settings]
@@ -341,7 +352,14 @@ class LioDriver(TargetDriver):
         if isinstance(node, Link):
             return _new_step("link", path, partial(fs.make_link, path, node.target), f" -> {node.target}")
         shown = " = (secret)" if node.secret else f" = {node.value}"
-        return _new_step("write", path, partial(fs.write, path, node.value), shown)
+        return _new_step("write", path, partial(self._write, node, shown), shown)
+
+    def _write(self, node: Value, shown: str) -> None:
+        """Write an attribute, and see that it was kept: the kernel cuts some values silently, and ignores others."""
+        if not node.exact:
+            self.fs.write(node.path, node.value)
+        elif self.fs.write_and_read(node.path, node.value) != node.value:
+            raise DriverError(f"the target did not keep {node.path}{shown}")
 
     def _remove_dir(self, path: str) -> Step:
         return _new_step("rmdir", path, partial(self._drop_portal if "/np/" in path else self.fs.remove_dir, path))
@@ -389,8 +407,10 @@ class LioDriver(TargetDriver):
             return True
         if not self._is_enabled(names.backstore):
             return bool(self.fs.list_links(names.lun))
-        serial = self._read_or_empty(f"{names.backstore}/wwn/vpd_unit_serial").rpartition(": ")[2]
-        return serial != volume.serial or self._device_info(names, volume).get("path") != volume.path
+        return self._serial(names) != volume.serial or self._device_info(names, volume).get("path") != volume.path
+
+    def _serial(self, names: Names) -> str:
+        return self._read_or_empty(f"{names.backstore}/wwn/vpd_unit_serial").rpartition(": ")[2]
 
     def _device_info(self, names: Names, volume: Volume) -> dict[str, str]:
         found = _BACKSTORE_INFO[volume.device.kind].search(self._read_or_empty(f"{names.backstore}/info"))
@@ -399,6 +419,8 @@ class LioDriver(TargetDriver):
     def _verify_device(self, names: Names, volume: Volume) -> None:
         """What the kernel opened is what the path leads to: ``control`` ignores what it does not understand."""
         info = self._device_info(names, volume)
+        if self._serial(names) != volume.serial:
+            raise DriverError(f"cannot export {volume.path}: LIO took {self._serial(names)!r} as its serial")
         if info.get("path") != volume.path:
             raise DriverError(f"cannot export {volume.path}: LIO opened {info.get('path')!r} instead")
         if volume.device.kind == "block":
@@ -478,8 +500,13 @@ def _hba_index(serial_digits: str) -> int:
 
 
 def _is_ours(hba: str) -> bool:
-    plugin, _, index = hba.rpartition("_")
-    return plugin in ("iblock", "fileio") and index.isdigit() and int(index) >= _HBA_BASE
+    plugin = hba.rpartition("_")[0]
+    return plugin in ("iblock", "fileio") and _index_of(hba) >= _HBA_BASE
+
+
+def _index_of(hba: str) -> int:
+    index = hba.rpartition("_")[2]
+    return int(index) if index.isdigit() else -1
 
 
 class _translated:
