@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, in_thread, wait_until
 from volattachd.agenda import Agenda
 
 NEVER = 3600.0
@@ -84,7 +84,7 @@ def test_news_during_an_errand_is_not_lost(idle: Worker) -> None:
     assert idle.what() == [frozenset({"vol-1"}), None]
 
 
-def test_a_round_that_takes_long_leaves_nine_times_as_much_to_others() -> None:
+def test_a_round_that_takes_longer_than_the_interval_is_followed_by_the_next() -> None:
     worker, ends = Worker(0.01), []
 
     def work() -> None:
@@ -94,8 +94,37 @@ def test_a_round_that_takes_long_leaves_nine_times_as_much_to_others() -> None:
     worker.at_work = work
     wait_until(lambda: len(ends) == 3)
     worker.end()
-    begins = [began for began, _ in worker.errands]
-    assert all(began - ended >= 9 * 0.05 for ended, began in zip(ends, begins[1:], strict=False))
+    assert set(worker.what()) == {None}
+
+
+def test_a_rest_ends_with_news_and_tells_of_which_volumes() -> None:
+    agenda = Agenda(NEVER)
+    resting = in_thread(lambda: agenda.rest(NEVER))
+    agenda.note(["vol-1"])
+    assert resting() == {"vol-1"}
+    assert agenda.rest(0.01) == frozenset(), "it is told once"
+
+
+def test_with_news_of_everything_there_is_no_rest_until_the_round_that_it_asks_for() -> None:
+    worker, rests = Worker(NEVER), list[frozenset[str]]()
+
+    def look() -> None:
+        if not rests:
+            worker.agenda.note_everything()
+            rests.extend(worker.agenda.rest(NEVER) for _ in range(3))
+
+    worker.at_work = look
+    worker.agenda.note_everything()
+    wait_until(lambda: len(worker.errands) == 2)
+    worker.end()
+    assert (worker.what(), rests) == ([None, None], [frozenset()] * 3)
+
+
+def test_the_end_ends_a_rest() -> None:
+    agenda = Agenda(NEVER)
+    resting = in_thread(lambda: agenda.rest(NEVER))
+    agenda.end()
+    assert resting() == frozenset()
 
 
 def test_the_end_wakes_who_waits() -> None:

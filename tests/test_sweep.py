@@ -20,6 +20,7 @@ def sweep(
     workers: Workers | None = None,
     patience: float = LONG,
     side_by_side: int = 4,
+    pause: Callable[[float], None] | None = None,
 ) -> list[str]:
     return Sweep(
         jobs,
@@ -28,6 +29,7 @@ def sweep(
         workers=workers or Workers(),
         patience=patience,
         side_by_side=side_by_side,
+        pause=pause,
     ).run()
 
 
@@ -106,6 +108,39 @@ def test_a_worker_that_was_left_behind_takes_no_further_job() -> None:
 
     sweep(range(10), do, patience=0.2)
     assert done_by[0] not in [done_by[job] for job in range(1, 10)]
+
+
+def test_a_sweep_pauses_after_each_slice_of_work_and_never_after_the_mending_of_something() -> None:
+    mended, pauses, events = {7, 8}, list[float](), list[str]()
+
+    def do(job: int) -> str | None:
+        time.sleep(0.06)  # two of them are a slice
+        events.append(str(job))
+        return "mended" if job in mended else None
+
+    def pause(worked: float) -> None:
+        pauses.append(worked)
+        events.append("pause")
+
+    sweep(range(12), do, pause=pause, side_by_side=1)
+    assert all(worked >= 0.1 for worked in pauses)
+    assert pauses
+    assert not {("7", "pause"), ("8", "pause")} & set(zip(events, events[1:], strict=False))  # noqa: RUF007 - 3.10 too
+
+
+def test_a_pause_costs_nobody_his_patience() -> None:
+    def look(job: int) -> None:
+        time.sleep(0.06)
+
+    assert sweep(range(4), look, patience=0.2, pause=lambda worked: time.sleep(0.5)) == []
+
+
+def test_what_goes_wrong_in_a_pause_is_raised() -> None:
+    def fail(worked: float) -> None:
+        raise RuntimeError("the journal has failed")
+
+    with pytest.raises(RuntimeError, match="the journal has failed"):
+        sweep(range(10), lambda job: time.sleep(0.06), pause=fail)
 
 
 def test_an_error_ends_the_sweep_and_is_raised_when_nobody_is_at_work_any_more() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,13 @@ from tests.support import (
     full_disk,
     in_thread,
     insist,
+    new_volume,
     wait_until,
 )
 from volattachd.drivers.memory import SimulatedExport
 from volattachd.errors import DriverError
-from volattachd.model import State
+from volattachd.journal import Change
+from volattachd.model import Device, State
 from volattachd.repair import Conditions
 
 
@@ -230,6 +234,34 @@ def test_the_periodic_pass_mends_by_itself_and_ends_reservations(quick_path: Pat
     rig.driver.exports.clear()
     running = in_thread(rig.service.upkeep.run)
     wait_until(lambda: rig.granted() == {HOST_A} and rig.state(2) is State.GONE)
+    rig.service.upkeep.stop()
+    running()
+    rig.journal.close()
+
+
+def test_a_long_round_rests_nine_times_as_long_as_it_works_and_looks_at_news_meanwhile(quick_path: Path) -> None:
+    rig = Rig(quick_path, interval=0.01)
+    disk = replace(new_volume("disk"), path="/dev/disk-of-the-test", device=Device("block", 1 << 20, {}, True))
+    rig.journal.commit(Change("register_volume", ADMIN, disk.id, put=disk))
+    for number in range(30):
+        rig.register(f"vol-{number}")
+    looked_by: list[int] = []
+
+    def look_slowly() -> None:
+        looked_by.append(threading.get_ident())
+        time.sleep(0.01)
+
+    def has_looked_at_news() -> bool:
+        rig.service.upkeep.note_device({disk.path}, 0)
+        return len(set(looked_by)) > 1  # the round's own worker sleeps
+
+    rig.driver.before_plan = look_slowly
+    began = time.monotonic()
+    running = in_thread(rig.service.upkeep.run)
+    wait_until(has_looked_at_news)
+    assert rig.service.upkeep.passes == 0, "the round is not over"
+    wait_until(lambda: rig.service.upkeep.passes == 1)
+    assert time.monotonic() - began > 9 * 0.1, "it has rested after a slice of work, at least once to the end"
     rig.service.upkeep.stop()
     running()
     rig.journal.close()

@@ -9,15 +9,12 @@ from collections.abc import Iterable, Iterator
 #: News comes in bursts (a device is removed, its links, its holders): this long is waited for the rest, in seconds.
 _SETTLING = 0.1
 
-#: A round is followed by at least this many times as much rest as it took: the host's processors are for its disks.
-_REST = 9
-
 
 class Agenda:
     """The errands of the thread that keeps the target equal to the journal.
 
-    A round over everything begins ``interval`` seconds after the last one began, or later: rounds never take more
-    than a tenth of the time, however many volumes there are.
+    A round over everything begins ``interval`` seconds after the last one began, or as soon as that one is over.
+    Within a round its worker rests again and again (``rest``), and what there is news of is looked at then.
     """
 
     def __init__(self, interval: float) -> None:
@@ -53,8 +50,18 @@ class Agenda:
             errand = self._take(began >= due)
             yield errand
             if errand is None:
-                took = time.monotonic() - began
-                due = began + max(self._interval, (1 + _REST) * took)
+                due = began + self._interval
+
+    def rest(self, seconds: float) -> frozenset[str]:
+        """Wait in the middle of a round; the answer is what there is news of.
+
+        Not for long where there is news of everything, or the end: the next round, or nothing, comes the sooner.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._news(), seconds)
+            found = frozenset(self._volumes)
+            self._volumes.clear()
+            return found
 
     def _wait(self, due: float) -> bool:
         """Sleep until there is an errand; False at the end."""

@@ -5,12 +5,15 @@ Laws:
 1. One worker goes from target to target while there is nothing to mend: reading needs no more, and calls should not
    have to share the interpreter with many readers. Each target that needed something brings a worker more, up to a
    limit: changes sleep in the kernel (a removal waits for RCU), so that side by side they take less.
-2. A target at which a worker stays for longer than the patience is left to that worker, and told as waiting; another
+2. A sweep that is in no hurry pauses after each slice of work in which nothing was to be mended: calls that come
+   meanwhile have the processors to themselves, however many targets there are.
+3. A target at which a worker stays for longer than the patience is left to that worker, and told as waiting; another
    worker goes on with the rest. So one stalled device costs a sweep its patience, once, and no other volume anything.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -18,6 +21,9 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from volattachd.turns import Workers
+
+#: How long a worker works between two pauses, in seconds: much longer than one visit takes, and short for a person.
+_SLICE = 0.1
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -30,6 +36,7 @@ class _Runner(Generic[J]):
         self.number = -1
         self.job: J | None = None
         self.began = time.monotonic()
+        self.worked = 0.0  # seconds since its last pause
 
 
 class Sweep(Generic[J, R]):
@@ -44,14 +51,19 @@ class Sweep(Generic[J, R]):
         workers: Workers,
         patience: float,
         side_by_side: int,
+        pause: Callable[[float], None] | None = None,
     ) -> None:
-        """``do`` visits a target; ``leave`` tells of one that takes longer than ``patience`` seconds."""
+        """``do`` visits a target; ``leave`` tells of one that takes longer than ``patience`` seconds.
+
+        ``pause`` waits, for as long as it likes, after so many seconds of work; without it there is no pause.
+        """
         self._jobs = deque(enumerate(jobs))
         self._do = do
         self._leave = leave
         self._workers = workers
         self._patience = patience
         self._most = side_by_side
+        self._pause = pause
         self._changed = threading.Condition()
         self._runners: set[_Runner[J]] = set()
         self._found: list[tuple[int, R]] = []
@@ -64,7 +76,8 @@ class Sweep(Generic[J, R]):
                 self._send_runner()
             while self._runners:
                 oldest = min(runner.began for runner in self._runners)
-                self._changed.wait(max(0.0, oldest + self._patience - time.monotonic()))
+                left = oldest + self._patience - time.monotonic()
+                self._changed.wait(min(max(0.0, left), self._patience))
                 self._leave_behind()
             if self._error is not None:
                 raise self._error
@@ -82,6 +95,7 @@ class Sweep(Generic[J, R]):
             while self._next(runner, result):
                 assert runner.job is not None
                 result = self._do(runner.job)
+                self._rest(runner, result is not None)
         except BaseException as error:  # noqa: BLE001 - raised by run
             with self._changed:
                 self._error = self._error or error
@@ -89,6 +103,14 @@ class Sweep(Generic[J, R]):
             with self._changed:
                 self._runners.discard(runner)
                 self._changed.notify()
+
+    def _rest(self, runner: _Runner[J], mended: bool) -> None:
+        """Pause where it is time to, and nothing is wrong that others might have as well."""
+        runner.worked = 0.0 if mended else runner.worked + time.monotonic() - runner.began
+        if self._pause is not None and runner.worked >= _SLICE:
+            runner.began = math.inf  # no patience is lost in a pause
+            self._pause(runner.worked)
+            runner.worked = 0.0
 
     def _next(self, runner: _Runner[J], result: R | None) -> bool:
         """Hand in what came of the last job and take another; False where there is none for this worker."""

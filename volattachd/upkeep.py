@@ -33,6 +33,9 @@ _FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0
 #: How long the periodic pass waits for one volume, in seconds; the volume's worker goes on without it.
 _PASS_PATIENCE = 2.0
 
+#: A round rests so many times as long as it works: the host's processors are for its disks, and for calls.
+_REST = 9
+
 #: Targets that are mended at the same time: removals wait for RCU in the kernel, and 8 threads hide most of that.
 _SIDE_BY_SIDE = 8
 
@@ -127,9 +130,15 @@ class Upkeep:
         """One periodic pass: what has ended, portals, every volume that is not put off, targets of nobody."""
         self.expire()
         self._follow_portals()
-        self._pass_over(self._due(list(self._journal.volumes)), False, _PASS_PATIENCE)
+        self._pass_over(self._due(list(self._journal.volumes)), False, _PASS_PATIENCE, self._rest)
         self._visit_orphans(False, _PASS_PATIENCE)
         self.passes += 1
+
+    def _rest(self, worked: float) -> None:
+        """A pause of a round, in which what there is news of is looked at."""
+        volumes = self._agenda.rest(_REST * worked)
+        if volumes:
+            self._pass_over(self._due(volumes), False, _PASS_PATIENCE)
 
     def _follow_portals(self) -> None:
         """Take over new addresses. Where none is left, what is there stays: it listens again when one is back."""
@@ -153,18 +162,18 @@ class Upkeep:
         self.passes += 1
         return lines
 
-    def _pass_over(self, volumes: Iterable[str], dry_run: bool, patience: float) -> list[View]:
+    def _pass_over(
+        self, volumes: Iterable[str], dry_run: bool, patience: float, pause: Callable[[float], None] | None = None
+    ) -> list[View]:
         rows = [row for row in map(self._journal.volumes.get, volumes) if row is not None]
-        return self._sweep(
-            [_Job(row.id, row.target_name, partial(self._visit, row.id, dry_run)) for row in rows], patience
-        )
+        jobs = [_Job(row.id, row.target_name, partial(self._visit, row.id, dry_run)) for row in rows]
+        return self._sweep(jobs, patience, pause)
 
     def _visit_orphans(self, dry_run: bool, patience: float) -> list[View]:
-        return self._sweep(
-            [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()], patience
-        )
+        jobs = [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()]
+        return self._sweep(jobs, patience)
 
-    def _sweep(self, jobs: Iterable[_Job], patience: float) -> list[View]:
+    def _sweep(self, jobs: Iterable[_Job], patience: float, pause: Callable[[float], None] | None = None) -> list[View]:
         return Sweep(
             jobs,
             lambda job: job.body(),
@@ -172,6 +181,7 @@ class Upkeep:
             workers=self._workers,
             patience=patience,
             side_by_side=_SIDE_BY_SIDE,
+            pause=pause,
         ).run()
 
     def _leave_behind(self, job: _Job) -> View:
