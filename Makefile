@@ -15,13 +15,14 @@ STORY_PACKAGES = $(DEB_PACKAGES) $(GUEST_PACKAGES) lintian zsh fish
 CHECKED := volattachd demo manual tests bench
 
 
-.PHONY: help demo test test-package soak bench lint format docs docs-check guest-test guest-shell deb clean
+.PHONY: help demo test test-agent test-package soak bench lint format docs docs-check guest-test guest-shell deb clean
 .PHONY: demo-packages test-packages story-packages deb-packages suite-packages python-packages
 .NOTPARALLEL:
 
 help:
 	@echo "make demo           one volume through the six calls, with a real initiator"
-	@echo "make test           lint, generated documents, every test but the packages' (ARGS='-k words' for some of them)"
+	@echo "make test           lint, generated documents, the tests (ARGS='-k words' for some of them)"
+	@echo "make test-agent     the agent on hosts with a real initiator, in guests"
 	@echo "make test-package   build the Debian packages, install and use them under a real systemd"
 	@echo "make soak           the long versions of the fault, power and model tests: hours"
 	@echo "make bench          volattachd beside its peers in a guest: docs/performance (ARGS='--sizes 0,100' for less)"
@@ -38,14 +39,21 @@ demo: demo-packages $(READY)
 
 test: test-packages lint docs-check
 	@echo "==> pytest"
-	@$(RUN) -m pytest --ignore=tests/package --durations=5 $(ARGS)
+	@$(RUN) -m pytest --durations=5 --ignore=$(AGENT) --ignore=tests/package $(ARGS)
+
+AGENT := tests/guest/inside/agent
+
+test-agent: test-packages $(READY)
+	@echo "==> pytest: the agent in guests"
+	@$(RUN) -m pytest $(AGENT) --durations=5 $(ARGS)
 
 test-package: story-packages $(READY)
 	@echo "==> pytest: the packages are built, installed and used in a guest with systemd"
 	@$(RUN) -m pytest tests/package --durations=5 $(ARGS)
 
 SOAKED := tests/model tests/faults tests/guest/test_power.py tests/package \
-    $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py agent_load.py)
+    $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py) \
+    $(AGENT)/test_agent_load.py
 
 soak: test-packages story-packages $(READY)
 	@echo "==> pytest, the long way"

@@ -1,4 +1,4 @@
-"""Who uses a device, from tables as the kernel writes them. On a real kernel: tests/guest/inside/test_agent.py."""
+"""Who uses a device, from tables as the kernel writes them. On a real one: tests/guest/inside/agent."""
 
 from __future__ import annotations
 

@@ -335,8 +335,36 @@ def test_a_guest_that_hangs_or_dies_fails_the_rest(tmp_path: Path) -> None:
     passed = {name for name, outcome in outcomes.items() if outcome == "passed"}
     assert passed == {"test_before", "test_first"}
     assert set(outcomes) - passed == {"test_hangs", "test_after", "test_dies"}
-    assert "killed at the module's limit of 4 s" in text
+    assert "killed at its limit of 4 s" in text
     assert "pytest in the guest ended with 9" in text
+
+
+SHARES = """
+import os
+GUEST = {"together": "small", "extra_disks": %s}
+
+def test_%s():
+    assert os.environ.get("LAST_MODULE", "") == "%s"
+    os.environ["LAST_MODULE"] = __name__
+"""
+
+
+def test_modules_that_belong_together_share_a_guest(tmp_path: Path) -> None:
+    """And only these; their results are their own."""
+    modules = {
+        "test_a": SHARES % ([], "first", ""),
+        "test_b": SHARES.replace("small", "other") % ([], "alone", ""),
+        "test_c": SHARES % ([], "second", "test_a"),
+    }
+    outcomes, _ = run_outer(tmp_path, modules)
+    assert outcomes == {"test_first": "passed", "test_second": "passed", "test_alone": "passed"}
+
+
+def test_modules_that_belong_together_ask_for_the_same_guest(tmp_path: Path) -> None:
+    modules = {"test_a": SHARES % ([], "first", ""), "test_b": SHARES % (["64M"], "second", "test_a")}
+    outcomes, text = run_outer(tmp_path, modules)
+    assert outcomes == {"test_first": "error", "test_second": "error"}
+    assert "modules that share a guest ask for different ones" in text
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", "skipped"), ("true", "error")])

@@ -1,6 +1,6 @@
 """The way through ssh, with a stand-in for ssh that does to its words what ssh and a far shell do.
 
-The real one, with a real sshd, is in tests/guest/inside/test_ssh.py.
+The real one, with a real sshd, is in tests/guest/inside/agent/test_ssh.py.
 """
 
 from __future__ import annotations

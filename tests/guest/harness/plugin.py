@@ -16,7 +16,7 @@ import pytest
 from . import guest as guests
 from .errors import Unavailable
 from .image import ensure_image
-from .remote import Boot, GuestLike, ModuleResult, ModuleRun, run_module
+from .remote import LIMIT, Boot, GuestLike, GuestResult, GuestRun, run_guest
 
 WORKERS = 2
 Longrepr = str | tuple[str, int, str] | None
@@ -35,12 +35,13 @@ def unavailable(error: Unavailable) -> NoReturn:
 
 
 class Bridge:
-    """Takes over the tests below `inside`. Those of one module share one boot; two modules run at a time."""
+    """Takes over the tests below `inside`. Those of one module share one boot, and so do modules that name the same
+    word in GUEST["together"]; two guests run at a time."""
 
     def __init__(self, config: pytest.Config, inside: Path, boot: Boot | None = None) -> None:
         self._config, self._inside = config, inside
         self._boot = boot
-        self._results: dict[Path, Future[ModuleResult]] = {}
+        self._results: dict[Path, Future[GuestResult]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._live: set[Any] = set()
@@ -86,13 +87,17 @@ class Bridge:
         return reports(item, self._results[item.path].result())  # bounded: boots and runs have limits
 
     def _submit(self, session: pytest.Session) -> None:
-        """All modules at once: the pool starts the first two, and the rest as these end."""
+        """All at once: the pool starts the two that may take longest, and the rest as these end."""
         boot = self._boot or self._real_boot()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="guest")
-        mine = sorted((item for item in session.items if self.takes(item)), key=lambda item: item.path)
-        for path, items in groupby(mine, key=lambda item: item.path):
-            run = module_run(self._config.rootpath, list(items))
-            self._results[path] = self._pool.submit(run_module, run, self._tracked(boot))
+        mine = sorted(
+            (item for item in session.items if self.takes(item)), key=lambda item: (_boot_of(item), item.path)
+        )
+        groups = [list(items) for _, items in groupby(mine, key=_boot_of)]
+        runs = [(group_run(self._config.rootpath, items), items) for items in groups]
+        for run, items in sorted(runs, key=lambda found: -found[0].limit):
+            result = self._pool.submit(run_guest, run, self._tracked(boot))
+            self._results.update(dict.fromkeys((item.path for item in items), result))
 
     def _real_boot(self) -> Boot:
         """The image first, and visibly: building one takes a while. Without one, each module says so itself."""
@@ -142,15 +147,29 @@ class Bridge:
             terminalreporter.write_line(f"guests: {len(seconds)} booted, {mean:.1f} s each, {worst:.1f} s at most")
 
 
-def module_run(root: Path, items: list[pytest.Item]) -> ModuleRun:
-    """The items of one module, by names that mean the same in the guest."""
-    module = items[0].getparent(pytest.Module)
-    settings = getattr(module.obj, "GUEST", {}) if module else {}
+def _settings_of(item: pytest.Item) -> dict[str, Any]:
+    module = item.getparent(pytest.Module)
+    return dict(getattr(module.obj, "GUEST", {})) if module else {}
+
+
+def _boot_of(item: pytest.Item) -> str:
+    """What the tests of one guest have in common."""
+    return str(_settings_of(item).get("together", item.path))
+
+
+def group_run(root: Path, items: list[pytest.Item]) -> GuestRun:
+    """The items of one guest, by names that mean the same inside. Modules that share it agree in what they ask for,
+    and each has its own time."""
+    modules = {item.path: _settings_of(item) for item in items}
+    limit = sum(settings.pop("timeout", LIMIT) for settings in modules.values())
+    settings, *others = modules.values()
     names = [str(item.path.relative_to(root)) + item.nodeid[item.nodeid.index("::") :] for item in items]
-    return ModuleRun(root, tuple(names), settings)
+    problem = "modules that share a guest ask for different ones" if any(s != settings for s in others) else ""
+    settings.pop("together", None)
+    return GuestRun(root, tuple(names), settings, limit, problem)
 
 
-def reports(item: pytest.Item, result: ModuleResult) -> list[pytest.TestReport]:
+def reports(item: pytest.Item, result: GuestResult) -> list[pytest.TestReport]:
     """The reports that the guest gave for this item, completed if the guest did not get that far."""
     if result.unavailable:
         outcome = "failed" if in_ci() else "skipped"
@@ -164,7 +183,7 @@ def reports(item: pytest.Item, result: ModuleResult) -> list[pytest.TestReport]:
     return found
 
 
-def _translate(item: pytest.Item, record: dict[str, Any], result: ModuleResult) -> pytest.TestReport:
+def _translate(item: pytest.Item, record: dict[str, Any], result: GuestResult) -> pytest.TestReport:
     sections = [(name, text) for name, text in record["sections"]]
     if record["outcome"] == "failed":
         sections += result.sections

@@ -1,4 +1,4 @@
-"""Runs the selected tests of one module in one guest."""
+"""Runs the selected tests of a module, or of several, in one guest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .guest import REPO, Guest
 
 LIMIT = 300.0
 TAIL = 6000
-SETTINGS = {"extra_disks", "memory", "timeout"}
+SETTINGS = {"extra_disks", "memory"}
 Section = tuple[str, str]
 
 #: What of the environment outside also holds inside: how long the long tests are.
@@ -26,7 +26,7 @@ PASSED_ON = ("VOLATTACHD_SOAK",)
 
 
 class GuestLike(Protocol):
-    """As much of a guest as a module's run needs; the harness's own tests put something cheaper in its place."""
+    """As much of a guest as a run needs; the harness's own tests put something cheaper in its place."""
 
     out: Path
 
@@ -40,16 +40,21 @@ Boot = Callable[..., AbstractContextManager[GuestLike]]
 
 
 @dataclass(frozen=True)
-class ModuleRun:
-    """What is to run: node ids below `root`, in a guest with these settings."""
+class GuestRun:
+    """What is to run: node ids below `root`, in a guest with these settings, within `limit` seconds.
+
+    `problem` says why it cannot be run at all.
+    """
 
     root: Path
     nodeids: tuple[str, ...]
     settings: Mapping[str, Any]
+    limit: float
+    problem: str = ""
 
 
 @dataclass
-class ModuleResult:
+class GuestResult:
     """What came of it. `problem` is what kept tests from having reports of their own."""
 
     records: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -58,24 +63,22 @@ class ModuleResult:
     sections: list[Section] = field(default_factory=list)
 
 
-def run_module(run: ModuleRun, boot: Boot = Guest) -> ModuleResult:
+def run_guest(run: GuestRun, boot: Boot = Guest) -> GuestResult:
     """One boot, one pytest, all its results. Raises nothing that a guest can cause."""
-    unknown = set(run.settings) - SETTINGS
-    if unknown:
-        return ModuleResult(problem=f"GUEST has unknown settings: {sorted(unknown)}; known: {sorted(SETTINGS)}")
-    settings = dict(run.settings)
-    limit = float(settings.pop("timeout", LIMIT))
+    unknown, known = set(run.settings) - SETTINGS, sorted({*SETTINGS, "timeout", "together"})
+    if unknown or run.problem:
+        return GuestResult(problem=run.problem or f"GUEST has unknown settings: {sorted(unknown)}; known: {known}")
     try:
         share = {} if run.root == REPO else {"root": run.root}
-        with boot(share=share, **settings) as guest:
-            return _run_in(guest, run, limit)
+        with boot(share=share, **run.settings) as guest:
+            return _run_in(guest, run)
     except Unavailable as error:
-        return ModuleResult(problem=str(error), unavailable=True)
+        return GuestResult(problem=str(error), unavailable=True)
     except GuestError as error:
-        return ModuleResult(problem=str(error))
+        return GuestResult(problem=str(error))
 
 
-def _run_in(guest: GuestLike, run: ModuleRun, limit: float) -> ModuleResult:
+def _run_in(guest: GuestLike, run: GuestRun) -> GuestResult:
     """The harness comes from /host/repo, and so do the tests unless they are of another tree."""
     root = "/host/repo" if run.root == REPO else "/host/root"
     argv = ["python3", "-m", "pytest", "-c", "/host/ctl/pytest.ini", f"--rootdir={root}", "-p", record.__name__]
@@ -83,20 +86,20 @@ def _run_in(guest: GuestLike, run: ModuleRun, limit: float) -> ModuleResult:
     env |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     problem = ""
     try:
-        done = guest.run([*argv, *run.nodeids], timeout=limit, env=env, cwd=root)
+        done = guest.run([*argv, *run.nodeids], timeout=run.limit, env=env, cwd=root)
         output = done.stdout + done.stderr
         if done.returncode not in (0, 1):
             problem = f"pytest in the guest ended with {done.returncode}"
     except subprocess.TimeoutExpired as late:
-        output, problem = str(late.stdout) + str(late.stderr), f"killed at the module's limit of {limit:g} s"
+        output, problem = str(late.stdout) + str(late.stderr), f"killed at its limit of {run.limit:g} s"
     except GuestError as error:
         output, problem = "", str(error)
     return _collect(guest, output, problem)
 
 
-def _collect(guest: GuestLike, output: str, problem: str) -> ModuleResult:
+def _collect(guest: GuestLike, output: str, problem: str) -> GuestResult:
     reports = guest.out / "reports.jsonl"
-    result = ModuleResult(problem=problem)
+    result = GuestResult(problem=problem)
     try:
         result.records = record.parse(reports.read_text(encoding="utf-8") if reports.exists() else "")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

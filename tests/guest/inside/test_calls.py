@@ -14,6 +14,8 @@ from tests.guest.inside.conftest import remove_volume
 from tests.guest.inside.initiator import Initiator, read_back, run, write_pattern
 from tests.guest.inside.program import TARGET, Program, configfs, connector
 
+GUEST = {"together": "calls"}
+
 #: WRITE(10) of one block at LBA 0.
 WRITE_10 = ("2a", "00", "00", "00", "00", "00", "00", "00", "01", "00")
 

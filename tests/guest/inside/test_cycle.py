@@ -11,6 +11,8 @@ import pytest
 from tests.guest.inside.initiator import Initiator, read_back, write_pattern, wwid
 from tests.guest.inside.program import TARGET, Program, connector
 
+GUEST = {"together": "calls"}
+
 FIELDS = {
     "target_discovered": False,
     "target_portal": "127.0.0.1:3260",

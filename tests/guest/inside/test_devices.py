@@ -11,6 +11,8 @@ import pytest
 from tests.guest.inside.initiator import Initiator, run
 from tests.guest.inside.program import TARGET, Program, connector
 
+GUEST = {"together": "calls"}
+
 
 @pytest.fixture
 def loop(new_device: Callable[[str], str]) -> str:

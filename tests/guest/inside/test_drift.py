@@ -14,6 +14,8 @@ from tests.figures import RecordFigure
 from tests.guest.inside.initiator import Initiator, read_back, write_pattern
 from tests.guest.inside.program import OUT, TARGET, Program, configfs, connector
 
+GUEST = {"together": "calls"}
+
 FOREIGN = "iqn.2001-04.com.example:foreign"
 
 

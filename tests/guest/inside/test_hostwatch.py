@@ -13,6 +13,8 @@ import pytest
 from tests.guest.inside.initiator import Initiator, read_back, run, write_pattern
 from tests.guest.inside.program import TARGET, Program, connector
 
+GUEST = {"together": "host"}
+
 CONFIG = """
 [target]
 driver = "lio"

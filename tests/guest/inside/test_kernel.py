@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+GUEST = {"together": "host"}
+
 TARGET = Path("/sys/kernel/config/target")
 IQN = "iqn.2001-04.test.guest:kernel"
 PORTAL = "127.0.0.1:3260"

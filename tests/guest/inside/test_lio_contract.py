@@ -21,6 +21,8 @@ from volattachd.drivers.lio import LioDriver
 from volattachd.errors import DriverError
 from volattachd.model import Device, Export, Grant, Mode, Volume
 
+GUEST = {"together": "calls"}
+
 SIZE = 1 << 20
 PORTAL = Portal(ip_address("127.0.0.1"), 3270)
 FOREIGN = "iqn.2001-04.com.example:foreign"

@@ -13,6 +13,8 @@ from tests.guest.inside.conftest import SIZE
 from tests.guest.inside.initiator import Initiator
 from tests.guest.inside.program import TARGET, Program, configfs, connector
 
+GUEST = {"together": "calls"}
+
 FOREIGN = "iqn.2001-04.com.example:somebody-else"
 
 

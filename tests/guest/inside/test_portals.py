@@ -11,6 +11,8 @@ import pytest
 from tests.guest.inside.initiator import Initiator, run
 from tests.guest.inside.program import Program, connector
 
+GUEST = {"together": "host"}
+
 CONFIG = """
 [target]
 driver = "lio"

@@ -14,6 +14,8 @@ import pytest
 from tests.guest.inside.initiator import Initiator
 from tests.guest.inside.program import OUT, Program, configfs, connector
 
+GUEST = {"together": "host"}
+
 TRACE = OUT / "strace.txt"
 #: The system calls with which a process could change configfs, and which open it for writing.
 CHANGES = "mkdir,mkdirat,rmdir,unlink,unlinkat,symlink,symlinkat,rename,renameat,renameat2,open,openat,creat"

@@ -14,6 +14,8 @@ import pytest
 from tests.guest.inside.initiator import Initiator, run
 from tests.guest.inside.program import TARGET, Program, connector
 
+GUEST = {"together": "host"}
+
 SECTORS = 32768
 CALL_SECONDS = 3
 

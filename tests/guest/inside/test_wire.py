@@ -10,6 +10,8 @@ import pytest
 
 from tests.guest.inside.program import Program, configfs
 
+GUEST = {"together": "calls"}
+
 CALL = b'{"jsonrpc": "2.0", "method": "show_volume", "params": {"volume": "x"}, "id": %s}'
 CASES: list[tuple[str, bytes, int, bool]] = [
     ("nesting of 1000", b"[" * 1000 + b"]" * 1000, -32600, False),

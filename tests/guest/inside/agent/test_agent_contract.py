@@ -8,12 +8,14 @@ import pytest
 
 from tests.agent.contract import *  # noqa: F403 - the suite
 from tests.agent.contract import Bench
-from tests.guest.inside.compute import leftovers
+from tests.guest.inside.agent.compute import leftovers
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
 from volattachd.agent.connectors.base import Connection
 from volattachd.agent.connectors.registry import make_connector
 from volattachd.agent.errors import DeviceInUse
+
+GUEST = {"together": "agent"}
 
 
 @pytest.fixture(params=["iscsi", "local"])

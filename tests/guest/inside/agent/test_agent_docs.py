@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.inside.compute import leftovers
+from tests.guest.inside.agent.compute import leftovers
 from tests.guest.inside.conftest import remove_volume
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
 from volattachd.rpc.client import DEFAULT_SOCKET
 
-REPO = Path(__file__).parents[3]
+GUEST = {"together": "agent"}
+
+REPO = Path(__file__).parents[4]
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", (REPO / "docs/agent.md").read_text(), re.MULTILINE | re.DOTALL)
 SHELL = re.findall(r"^```sh\n(.*?)^```", (REPO / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.guest.inside.compute import leftovers
+from tests.guest.inside.agent.compute import leftovers
 from tests.guest.inside.initiator import read_back, write_pattern
 from tests.guest.inside.program import Program
+
+GUEST = {"together": "agent"}
 
 MY_IP = "127.0.0.1"
 

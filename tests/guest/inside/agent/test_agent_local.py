@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.inside.compute import Compute, leftovers
+from tests.guest.inside.agent.compute import Compute, leftovers
 from tests.guest.inside.conftest import remove_volume
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program, configfs, connector
+
+GUEST = {"together": "agent"}
 
 PLACE = Path("/mnt")
 LOCAL = {"do_local_attach": True, "host": socket.gethostname()}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.inside.compute import leftovers, rename_initiator
+from tests.guest.inside.agent.compute import leftovers, rename_initiator
 from tests.guest.inside.initiator import Initiator, read_back, run, write_pattern
 from tests.guest.inside.program import Program, connector
 from volattachd.rpc.client import AccessRefused, Client, NoAnswer, Unreachable

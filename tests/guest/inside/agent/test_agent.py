@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.inside.compute import Compute, leftovers, rename_initiator
+from tests.guest.inside.agent.compute import Compute, leftovers, rename_initiator
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
 from volattachd.agent import Agent, SentAgain, attached
@@ -278,7 +278,15 @@ def test_the_sweeps_above_have_struck_every_step(program: Program, compute: Comp
 
 def killed_at(step: int, program: Program, command: str, volume: str) -> bool:
     """Run a command that is to die as its step begins; whether it did."""
-    words = [sys.executable, "-m", "tests.guest.inside.agent_run", str(program.socket), str(step), command, volume]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.guest.inside.agent.agent_run",
+        str(program.socket),
+        str(step),
+        command,
+        volume,
+    ]
     done = subprocess.run(words, cwd="/host/repo", timeout=180, check=False)
     assert done.returncode in (0, -9)
     return done.returncode == -9

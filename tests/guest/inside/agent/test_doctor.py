@@ -15,6 +15,8 @@ import pytest
 from tests.guest.inside.initiator import Initiator, run
 from tests.guest.inside.program import Program, connector
 
+GUEST = {"together": "agent"}
+
 NAME_FILE = Path("/etc/iscsi/initiatorname.iscsi")
 LEVELS = ("warning", "problem")
 

@@ -1,6 +1,6 @@
 """One command of the agent in a process of its own that ends, by SIGKILL, as its N-th step begins.
 
-python -m tests.guest.inside.agent_run SOCKET STEP attach|detach VOLUME
+python -m tests.guest.inside.agent.agent_run SOCKET STEP attach|detach VOLUME
 """
 
 from __future__ import annotations

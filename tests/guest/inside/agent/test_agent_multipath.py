@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.inside.compute import Compute, leftovers, rename_initiator
+from tests.guest.inside.agent.compute import Compute, leftovers, rename_initiator
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
 

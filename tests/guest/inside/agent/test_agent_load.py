@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from tests.figures import RecordFigure
-from tests.guest.inside.compute import leftovers, rename_initiator
+from tests.guest.inside.agent.compute import leftovers, rename_initiator
 from tests.guest.inside.program import Program
 from volattachd.agent import Agent, SentAgain
 from volattachd.rpc.client import Client
