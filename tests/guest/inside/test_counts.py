@@ -23,7 +23,7 @@ from tests.figures import RecordFigure
 from tests.support import make_file
 from volattachd.drivers.configfs import ConfigFs
 
-GUEST = {"together": "host", "timeout": 600.0}
+GUEST = {"timeout": 600.0}
 
 #: How many exports there are beside the volume that the calls are about.
 OTHERS = (0, 100, 1000)
