@@ -13,7 +13,6 @@ from tests.guest.inside.agent.compute import leftovers
 from tests.guest.inside.initiator import read_back, write_pattern
 from tests.guest.inside.program import Program
 
-
 MY_IP = "127.0.0.1"
 
 
