@@ -12,6 +12,7 @@ TEST_PACKAGES = $(DEMO_PACKAGES) $(GUEST_PACKAGES) libiscsi-bin groff-base zsh f
 DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools \
     python3-argcomplete
 STORY_PACKAGES = $(DEB_PACKAGES) $(GUEST_PACKAGES) lintian zsh fish
+AGENT := tests/guest/inside/agent
 CHECKED := volattachd demo manual tests bench
 
 
@@ -40,8 +41,6 @@ demo: demo-packages $(READY)
 test: test-packages lint docs-check
 	@echo "==> pytest"
 	@$(RUN) -m pytest --durations=5 --ignore=$(AGENT) --ignore=tests/package $(ARGS)
-
-AGENT := tests/guest/inside/agent
 
 test-agent: test-packages $(READY)
 	@echo "==> pytest: the agent in guests"

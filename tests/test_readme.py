@@ -108,12 +108,8 @@ def test_the_picture_has_the_six_calls_in_their_order() -> None:
 def test_continuous_integration_runs_what_the_readme_says() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-<<<<<<< HEAD
-    assert script.read_text().splitlines()[-2:] == ["make test", "make test-package"]
-=======
     commands = re.findall(r"^    (make test[\w-]*)", TEXTS["README.md"], re.MULTILINE)
     assert script.read_text().splitlines()[-len(commands) :] == commands
->>>>>>> 27e7561 (The agent's guest tests have a target of their own; modules of guest tests may share a guest)
 
 
 def test_the_configuration_page_has_every_key_with_its_default() -> None:
