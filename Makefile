@@ -12,12 +12,13 @@ TEST_PACKAGES = $(DEMO_PACKAGES) $(GUEST_PACKAGES) libiscsi-bin groff-base zsh f
 DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools \
     python3-argcomplete
 STORY_PACKAGES = $(DEB_PACKAGES) $(GUEST_PACKAGES) lintian zsh fish
+BENCH_PACKAGES = $(GUEST_PACKAGES) qemu-system-x86
 AGENT := tests/guest/inside/agent
 CHECKED := volattachd demo manual tests bench
 
 
 .PHONY: help demo test test-agent test-package soak bench lint format docs docs-check guest-test guest-shell deb clean
-.PHONY: demo-packages test-packages story-packages deb-packages suite-packages python-packages
+.PHONY: demo-packages test-packages story-packages bench-packages deb-packages suite-packages python-packages
 .NOTPARALLEL:
 
 help:
@@ -58,8 +59,8 @@ soak: test-packages story-packages $(READY)
 	@echo "==> pytest, the long way"
 	@VOLATTACHD_SOAK=1 $(RUN) -m pytest -s $(SOAKED) $(ARGS)
 
-bench: test-packages $(VENV)/.bench-ready
-	@echo "==> bench: a guest, the measurements, docs/performance"
+bench: bench-packages $(VENV)/.bench-ready
+	@echo "==> bench: two guests, the measurements, docs/performance"
 	@$(RUN) -m bench $(ARGS)
 
 lint: $(READY)
@@ -141,6 +142,9 @@ test-packages:
 
 story-packages:
 	$(call install,$(PYTHON_PACKAGES) $(STORY_PACKAGES))
+
+bench-packages:
+	$(call install,$(PYTHON_PACKAGES) $(BENCH_PACKAGES))
 
 deb-packages:
 	$(call install,$(PYTHON_PACKAGES) $(DEB_PACKAGES))

@@ -82,10 +82,10 @@ class Daemon:
 
     def watch(self, seconds: float) -> tuple[float, float]:
         """Left alone for so long: wake-ups in a second (of all threads), and the part of a processor that it used."""
-        before, used = self._switches(), self._cpu_seconds()
+        before, used = self._switches(), sum(self.cpu_seconds())
         time.sleep(seconds)
         woken = sum(count - before.get(thread, 0) for thread, count in self._switches().items())
-        return woken / seconds, (self._cpu_seconds() - used) / seconds
+        return woken / seconds, (sum(self.cpu_seconds()) - used) / seconds
 
     def _switches(self) -> dict[str, int]:
         """Voluntary context switches by thread; one that has ended in between is not counted."""
@@ -96,9 +96,10 @@ class Daemon:
                 found[task.name] = next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
         return found
 
-    def _cpu_seconds(self) -> float:
+    def cpu_seconds(self) -> tuple[float, float]:
+        """Seconds of processors so far, of all threads: in its own code, and in the kernel for it."""
         words = (self._proc / "stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        return int(words[11]) / os.sysconf("SC_CLK_TCK"), int(words[12]) / os.sysconf("SC_CLK_TCK")
 
 
 def empty_target(state_dir: Path) -> None:

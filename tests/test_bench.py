@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from bench import client_start
+from bench.report import figures_of, write_report
+from bench.smp import take_out
+from bench.together import Columns, Side, run_at_once, run_round
+from tests.guest.harness import recipe
+from tests.guest.harness.errors import GuestError
 
 
 def test_the_cost_of_a_start_is_printed_as_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,3 +23,117 @@ def test_the_cost_of_a_start_is_printed_as_a_ratio(capsys: pytest.CaptureFixture
     assert re.search(
         r"^ratio: [0-9.]+ \(of the smallest\), over 1 runs of each$", capsys.readouterr().out, re.MULTILINE
     )
+
+
+# Many volumes at once.
+
+
+class Played(Side):
+    """A side that takes no time, over a target that is a set of names."""
+
+    name: ClassVar[str] = "played"
+
+    def __init__(self, forgets: str = "", leaves: str = "") -> None:
+        self.targets = ["a", "b"]
+        self._forgets, self._leaves = forgets, leaves
+        self._there: set[str] = set()
+        self._user = 0.0
+
+    def attach(self) -> None:
+        self._user += 2
+        self._there = {*self.targets} - {self._forgets}
+
+    def detach(self) -> None:
+        self._user += 3
+        self._there &= {self._leaves}
+
+    def used(self) -> dict[str, float]:
+        return {"user": self._user}
+
+    def is_attached(self, target: str) -> bool:
+        self._user += 100
+        return target in self._there
+
+    def is_detached(self, target: str) -> bool:
+        return not self.is_attached(target)
+
+
+def test_a_round_adds_up_what_both_halves_used_and_not_the_looking() -> None:
+    found: Columns = {}
+    side = Played()
+    for _ in range(2):
+        run_round(side, found)
+    assert set(found) == {"attach", "detach", "user"}
+    assert found["user"] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("side", "words"), [(Played(forgets="b"), "after attach .*'b'"), (Played(leaves="a"), "after detach .*'a'")]
+)
+def test_a_round_that_did_not_do_its_work_is_an_error(side: Played, words: str) -> None:
+    with pytest.raises(RuntimeError, match=words):
+        run_round(side, {})
+
+
+def test_what_runs_at_once_has_a_thread_each_and_tells_its_error() -> None:
+    meeting = threading.Barrier(5, timeout=30)  # passes only where all five are there
+
+    def fail() -> None:
+        meeting.wait()
+        raise OSError("no")
+
+    with ThreadPoolExecutor(5) as threads:
+        run_at_once(threads, [meeting.wait] * 5)
+        with pytest.raises(OSError, match="no"):
+            run_at_once(threads, [*[meeting.wait] * 4, fail])
+
+
+def test_a_file_is_taken_out_of_an_image(tmp_path: Path) -> None:
+    """The name of the kernel in an image has its version in it."""
+    (tmp_path / "root/boot").mkdir(parents=True)
+    (tmp_path / "root/boot/vmlinuz-6.1.0-56-amd64").write_bytes(b"kernel" * 1000)
+    (tmp_path / "root/boot/config-6.1.0-56-amd64").write_bytes(b"config")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    recipe.command(["mkfs.ext4", "-q", "-F", "-d", str(tmp_path / "root"), str(image)])
+    taken = take_out(image, "/boot/vmlinuz-", tmp_path)
+    assert (taken.name, taken.read_bytes()) == ("vmlinuz-6.1.0-56-amd64", b"kernel" * 1000)
+    with pytest.raises(GuestError, match="initrd"):
+        take_out(image, "/boot/initrd.img-", tmp_path)
+
+
+def results_of(ours: float) -> dict[str, Any]:
+    """A run of nothing but cycles, and of many volumes at once where ``ours`` took so long for each half."""
+    cycles = {name: {"attach": [0.001], "detach": [0.002]} for name in ("ours", "bare")}
+    parts = [{"changes": 0.001, "reads": 0.0005, "journal": 0.0005, "whole": 0.0025}]
+    alone = {**cycles, "commits": [0.001], "echoes": [0.001], "calls": {"attach": [0.001]}, "parts": parts}
+    together: dict[str, Any] = {
+        "ours": {"attach": [ours], "detach": [ours], "user": [2.0], "kernel": [1.0], "client": [0.25]},
+        "bare": {"attach": [1.0], "detach": [1.0], "user": [0.3], "kernel": [0.8]},
+    }
+    together |= {"commits": 25.0, "committing": 0.5, "count": 32, "processors": 2, "kernel": "6.1.0"}
+    run = {"cycles": {"0": alone}, "peers": {}, "figures": {}, "versions": {}, "seconds": 60.0}
+    return {**run, "together": together}
+
+
+def test_volumes_at_once_are_a_figure_with_its_bar() -> None:
+    [figure] = figures_of(results_of(1.5))
+    assert (figure.value, figure.bar, figure.is_met) == (1.5, 1.5, True)
+    assert "**not met**" not in write_report(results_of(1.5))
+
+
+def test_where_the_bar_is_not_met_the_processors_time_adds_up() -> None:
+    [figure] = figures_of(results_of(2.0))
+    assert (figure.value, figure.is_met) == (2.0, False)
+    assert all(words in figure.why for words in ("8.00 s", "2.00 s are", "1.00 s the", "250 ms the", "4.75 s nobody"))
+    report = write_report(results_of(2.0))
+    assert figure.why in report
+    assert "Debian's kernel 6.1.0" in " ".join(report.split())
+
+
+def test_a_run_without_volumes_at_once_says_so() -> None:
+    results = results_of(1.0)
+    del results["together"]
+    assert figures_of(results) == []
+    assert "Not measured: many volumes at once" in write_report(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from typing import ClassVar
 
@@ -10,6 +11,8 @@ from bench.peers.base import INITIATOR, PASSWORD, PORTAL, USER, Peer, Piece
 from bench.target import ROOT
 
 PREFIX = "iqn.2026-11.com.example.bare"
+#: Made or removed by several threads at once, portals of one address fail with EINVAL: nobody can do without this.
+_PORTALS = threading.Lock()
 _TPG_ATTRIBUTES = {
     "authentication": "1",
     "generate_node_acls": "0",
@@ -45,7 +48,8 @@ def make_target(hba: str, piece: Piece, target: str, serial: str) -> None:
         write(f"{tpg}/attrib/{name}", value)
     os.mkdir(f"{tpg}/lun/lun_0")
     os.symlink(store, f"{tpg}/lun/lun_0/backstore")
-    os.mkdir(f"{tpg}/np/{PORTAL}")
+    with _PORTALS:
+        os.mkdir(f"{tpg}/np/{PORTAL}")
     acl = f"{tpg}/acls/{INITIATOR}"
     os.mkdir(acl)
     os.mkdir(f"{acl}/lun_0")
@@ -64,7 +68,8 @@ def remove_target(hba: str, piece: Piece, target: str) -> None:
     os.rmdir(f"{acl}/lun_0")
     os.rmdir(acl)
     write(f"{tpg}/enable", "0")
-    os.rmdir(f"{tpg}/np/{PORTAL}")
+    with _PORTALS:
+        os.rmdir(f"{tpg}/np/{PORTAL}")
     os.unlink(f"{tpg}/lun/lun_0/backstore")
     os.rmdir(f"{tpg}/lun/lun_0")
     os.rmdir(tpg)
