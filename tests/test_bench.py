@@ -127,6 +127,7 @@ def test_where_the_bar_is_not_met_the_processors_time_adds_up() -> None:
     [figure] = figures_of(results_of(2.0))
     assert (figure.value, figure.is_met) == (2.0, False)
     assert all(words in figure.why for words in ("8.00 s", "2.00 s are", "1.00 s the", "250 ms the", "4.75 s nobody"))
+    assert all(words in figure.why for words in ("4.00 s,", "300 ms are", "800 ms the", "2.90 s nobody"))
     report = write_report(results_of(2.0))
     assert figure.why in report
     assert "Debian's kernel 6.1.0" in " ".join(report.split())
