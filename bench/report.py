@@ -113,7 +113,8 @@ def _cycle(results: Results) -> Figure:
     whole, floor = cycle_seconds(found["ours"]), floor_of(found)
     size = COMPARED if str(COMPARED) in results["cycles"] else max(map(int, results["cycles"]))
     words = f"{as_milliseconds(whole)} over {as_milliseconds(floor)}, beside {size} others"
-    return Figure("a cycle, over bare configfs, six SQLite commits and six echoes", whole / floor, 3, False, words)
+    why = "The table of a cycle's parts, below, says what the time goes to."
+    return Figure("a cycle, over bare configfs, six SQLite commits and six echoes", whole / floor, 3, False, words, why)
 
 
 def _growth(results: Results) -> Figure:
@@ -121,7 +122,11 @@ def _growth(results: Results) -> Figure:
     first, last = (cycle_seconds(beside(results, size)["ours"]) for size in (sizes[0], sizes[-1]))
     grown = [cycle_seconds(beside(results, size)["bare"]) for size in (sizes[0], sizes[-1])]
     words = f"{as_milliseconds(first)} to {as_milliseconds(last)}, bare configfs grows by {grown[1] / grown[0]:.2f}"
-    return Figure(f"growth of a cycle from {sizes[0]} to {sizes[-1]} others", last / first, 1.05, False, words)
+    why = (
+        "The calls do the same operations beside any number of others (tests count them). Rounds over all "
+        "exports go on meanwhile, and have a tenth of the only processor; the rest is the kernel's."
+    )
+    return Figure(f"growth of a cycle from {sizes[0]} to {sizes[-1]} others", last / first, 1.05, False, words, why)
 
 
 def _reserving(results: Results) -> Figure:
@@ -169,9 +174,9 @@ def _restore(results: Results) -> Figure:
     name = f"restore of {results['figures']['crowd']} exports until READY, over bare creation"
     each = (start - bare) / max(1, results["figures"]["crowd"])
     why = (
-        f"{as_milliseconds(each)} for each export beyond the bare creation: the device is examined, the "
-        "target is read before and after it is written, and a start is a process. What is read after "
-        "writing is a promise that bare creation does not make."
+        f"{as_milliseconds(each)} for each export beyond the bare creation: a start is a process, the device "
+        "is examined, the steps are planned, and each attribute is read back as it is written, which is a "
+        "promise that bare creation does not make."
     )
     return Figure(name, start / bare, 1.5, False, f"{start:.2f} s over {bare:.2f} s", why)
 
@@ -181,9 +186,8 @@ def _latency(results: Results) -> Figure:
     quiet, during = (quantile(found[name], 0.99) for name in ("quiet", "during"))
     words = f"{as_milliseconds(during)} over {as_milliseconds(quiet)}; a pass takes {median(found['passes']):.2f} s"
     why = (
-        "A pass reads with eight workers beside the calls, and on one processor a call waits for its turn "
-        "at the interpreter: passes followed one another without a pause here, where the daemon's own rest "
-        "at least as long as they work."
+        "Passes that somebody asked for followed one another here without a pause; on one processor a call "
+        "then has half of it. The daemon's own rounds rest nine times as long as they work."
     )
     return Figure("the six calls' 99th percentile, during passes over without", during / quiet, 2, False, words, why)
 
