@@ -51,11 +51,11 @@ test-package: story-packages $(READY)
 	@echo "==> pytest: the packages are built, installed and used in a guest with systemd"
 	@$(RUN) -m pytest tests/package --durations=5 $(ARGS)
 
-SOAKED := tests/model tests/faults tests/guest/test_power.py tests/package \
+SOAKED := tests/model tests/faults tests/guest/test_power.py \
     $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py) \
     $(AGENT)/test_agent_load.py
 
-soak: test-packages story-packages $(READY)
+soak: test-packages $(READY)
 	@echo "==> pytest, the long way"
 	@VOLATTACHD_SOAK=1 $(RUN) -m pytest -s $(SOAKED) $(ARGS)
 

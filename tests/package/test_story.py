@@ -6,7 +6,6 @@ The tests are one story in their order, on one guest: each begins where the one 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -32,9 +31,8 @@ VOLUME = "/dev/ubdb"
 WATCHDOG = 6  # seconds, so that its time passes in a test's
 #: Where the guest's image has what is not in Debian, once it is out of the package's sight.
 ELSEWHERE = "/opt/elsewhere"
-#: The modules that run in the sandbox of the unit; in the long tests, all that know the daemon by its socket alone.
-SANDBOXED = ("cycle", "devices")
-SANDBOXED_LONG = (*SANDBOXED, "calls", "drift", "portals", "stalled", "wire")
+#: The modules that run in the sandbox of the unit: all with LIO that know the daemon by its socket alone.
+SANDBOXED = ("cycle", "devices", "calls", "drift", "portals", "stalled", "wire")
 AS_CONNECTOR = f"connector={json.dumps(CONNECTOR)}"
 METRICS = "volattachd-metrics"
 TEXTFILES = Path("/var/lib/prometheus/node-exporter")
@@ -288,8 +286,7 @@ def test_the_installed_daemon_is_watched_by_journald(host: Installed, record_fig
 
 
 def test_calls_and_devices_work_inside_the_sandbox(host: Installed, record_figure: RecordFigure) -> None:
-    names = SANDBOXED_LONG if "VOLATTACHD_SOAK" in os.environ else SANDBOXED
-    record_figure("in the sandbox", run_inside(host, names))
+    record_figure("in the sandbox", run_inside(host, SANDBOXED))
     host.run("dmesg --clear")  # what these tests broke on purpose
 
 
