@@ -52,7 +52,9 @@ class Running:
             "--socket", str(self.socket), "--driver", "memory", *words,
         ]  # fmt: skip
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("LISTEN_", "WATCHDOG"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("LISTEN_", "WATCHDOG", "PYTHONUN"))
         }
         environment |= env | ({"NOTIFY_SOCKET": str(name)} if notify else {})
         with open(self.log, "ab") as log:
@@ -259,6 +261,17 @@ def test_a_journal_that_fails_ends_the_daemon_and_nothing_is_acknowledged(start:
     daemon = start().ready()
     assert daemon.call("show_volume", "vol-1")["status"] == "available"
     assert daemon.call("reserve_volume", "vol-1", attachment_id(1))["state"] == "reserved"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_log_that_cannot_be_written_changes_neither_service_nor_exit_code(
+    start: Start, tmp_path: Path, unbuffered: str
+) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    daemon = start(PYTHONUNBUFFERED=unbuffered).ready()
+    daemon.call("register_volume", "vol-1", make_file(daemon.directory / "a.img"))
+    assert daemon.call("show_volume", "vol-1")["status"] == "available"
+    assert daemon.end() == 0
 
 
 def test_a_reservation_ends_by_itself(start: Start) -> None:

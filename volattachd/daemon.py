@@ -45,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     logs.set_up(logging.DEBUG if options.debug else logging.INFO)
     try:
+        return _run(options)
+    finally:
+        logs.let_go(sys.stderr)
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
         settings = _settings(options)
         if options.check_config:
             _check(settings)

@@ -54,6 +54,20 @@ def set_up(
     logging.getLogger("volattachd").setLevel(level)
 
 
+def let_go(stream: TextIO) -> None:
+    """Before the process ends: a log that could not be written does not change its exit code.
+
+    Python itself writes what is left in the buffer at its end, and where that fails exits with 120, whatever it was
+    told. So the buffer is given an end where it can be written.
+    """
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def is_journal(stream: TextIO, journal_stream: str | None) -> bool:
     """Whether the stream is the one that systemd connected to journald, and not one that was redirected since."""
     try:
