@@ -135,6 +135,19 @@ def test_a_pause_costs_nobody_his_patience() -> None:
     assert sweep(range(4), look, patience=0.2, pause=lambda worked: time.sleep(0.5)) == []
 
 
+def test_a_worker_that_was_left_behind_makes_no_pause_for_the_time_that_it_was_stalled() -> None:
+    back, pauses, workers = threading.Event(), list[float](), Workers()
+
+    def look(job: int) -> None:
+        if job == 0:
+            assert back.wait(PATIENCE)
+
+    assert sweep(range(2), look, workers=workers, patience=0.2, pause=pauses.append) == ["left 0"]
+    back.set()
+    wait_until(lambda: len(workers._idle) == 2)
+    assert pauses == []
+
+
 def test_what_goes_wrong_in_a_pause_is_raised() -> None:
     def fail(worked: float) -> None:
         raise RuntimeError("the journal has failed")

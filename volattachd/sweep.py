@@ -107,7 +107,8 @@ class Sweep(Generic[J, R]):
     def _rest(self, runner: _Runner[J], mended: bool) -> None:
         """Pause where it is time to, and nothing is wrong that others might have as well."""
         runner.worked = 0.0 if mended else runner.worked + time.monotonic() - runner.began
-        if self._pause is not None and runner.worked >= _SLICE:
+        is_in_time = runner in self._runners  # who was left behind has nothing to pause for: his sweep went on
+        if self._pause is not None and is_in_time and runner.worked >= _SLICE:
             runner.began = math.inf  # no patience is lost in a pause
             self._pause(runner.worked)
             runner.worked = 0.0
