@@ -26,7 +26,7 @@ help:
 	@echo "make test           lint, generated documents, the tests (ARGS='-k words' for some of them)"
 	@echo "make test-agent     the agent on hosts with a real initiator, in guests"
 	@echo "make test-package   build the Debian packages, install and use them under a real systemd"
-	@echo "make soak           the long versions of the fault, power and model tests: hours"
+	@echo "make soak           the long versions of the fault, power and model tests: hours (ARGS='--parts 8 --only 3')"
 	@echo "make bench          volattachd beside its peers in a guest: docs/performance (ARGS='--sizes 0,100' for less)"
 	@echo "make lint           ruff and mypy"
 	@echo "make format         ruff mends what it can"
@@ -51,13 +51,9 @@ test-package: story-packages $(READY)
 	@echo "==> pytest: the packages are built, installed and used in a guest with systemd"
 	@$(RUN) -m pytest tests/package --durations=5 $(ARGS)
 
-SOAKED := tests/model tests/faults tests/guest/test_power.py \
-    $(addprefix tests/guest/inside/test_,faults.py faults_block.py sigkill.py fio.py reattach.py) \
-    $(AGENT)/test_agent_load.py
-
 soak: test-packages $(READY)
-	@echo "==> pytest, the long way"
-	@VOLATTACHD_SOAK=1 $(RUN) -m pytest -s $(SOAKED) $(ARGS)
+	@echo "==> pytest, the long way: a part on each processor"
+	@$(RUN) -m tests.soak $(ARGS)
 
 bench: bench-packages $(VENV)/.bench-ready
 	@echo "==> bench: two guests, the measurements, docs/performance"

@@ -1,24 +1,25 @@
 """The sweeps of one kind of device on the real kernel: ``from tests.faults.suite import *`` in a module of a guest.
 
 The module says which kind by a fixture ``kind``. Short form: every point of depth one, a seeded sample of depth two.
-Long form (VOLATTACHD_SOAK=1 outside the guest): every kind of fault, and every pair of depth two.
+Long form (tests/soak.py): every kind of fault, and every pair of depth two.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.seam import ALONE, BESIDE_ANOTHER, BLOCK, Kind
-from tests.faults.sweep import Clock, Sweep
+from tests.faults.sweep import Clock, Pair, Sweep
 from tests.faults.target import KernelReader
 from tests.faults.world import LIFE_CYCLE, REGISTRY, Case, World
 from tests.figures import RecordFigure
+from tests.soak import PART
 from volattachd.drivers.configfs import ConfigFs
 
 #: For the numbers at the end, wherever these tests run.
@@ -28,8 +29,7 @@ SEED = 20261122
 #: Pairs of faults for one kind of device; there are two.
 SAMPLES = {"alone": 170, "shared": 80}
 
-LONG = "VOLATTACHD_SOAK" in os.environ
-GUEST = {"timeout": 86400.0 if LONG else 600.0}
+GUEST = {"timeout": 86400.0 if PART else 600.0}
 
 __all__ = [
     "foreign",
@@ -69,7 +69,8 @@ def sweep(
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         shared = request.param == "shared"
         world = World(Path(name, "state"), new_device(kind), ConfigFs(), KernelReader(), shared=shared)
-        yield Sweep(world, BESIDE_ANOTHER if shared else BLOCK if kind == "block" else ALONE)
+        short = BESIDE_ANOTHER if shared else BLOCK if kind == "block" else ALONE
+        yield Sweep(world, tuple(Kind) if PART else short)
         world.close()
     logging.getLogger("volattachd").setLevel(logging.NOTSET)
 
@@ -89,18 +90,12 @@ def test_every_call_survives_a_fault_at_every_point(sweep: Sweep, kind: str, rec
 def test_every_start_after_a_fault_survives_another(sweep: Sweep, kind: str, record_figure: RecordFigure) -> None:
     clock = Clock()
     name = "shared" if sweep.world.shared else "alone"
-    pairs = sweep.depth_two(SEED, SAMPLES[name])
-    chosen = f"{SAMPLES[name]} of {pairs} pairs of faults (seed {SEED})"
-    record_figure("faults", f"{kind}, {name}: {chosen} in {clock}")
+    pairs, different = list(sweep.pairs()), list(sweep.different_pairs())
+    struck = sweep.depth_two(chosen(pairs, different, SAMPLES[name]))
+    told = f"{struck} of {len(pairs)} pairs of faults, of which {len(different)} are different, in {clock}"
+    record_figure("faults", f"{kind}, {name}: {told}")
 
 
-# A guest runs the tests that it is told by name, and knows nothing of the environment outside.
-if LONG or "VOLATTACHD_IN_GUEST" in os.environ:
-    __all__ += ["test_every_pair_of_faults"]
-
-    def test_every_pair_of_faults(sweep: Sweep, kind: str, record_figure: RecordFigure) -> None:
-        clock = Clock()
-        whole = Sweep(sweep.world, tuple(Kind))
-        whole.depth_one(cases(sweep))
-        singles, pairs = whole.counts.total(), whole.depth_two(SEED, None)
-        record_figure("faults", f"{kind}: {singles} single faults, all {pairs} pairs of faults in {clock}")
+def chosen(pairs: list[Pair], different: list[Pair], sample: int) -> Iterable[Pair]:
+    """Always the same ones, or this part's share of all that are different."""
+    return PART.choose(different) if PART else random.Random(SEED).sample(pairs, sample)

@@ -8,18 +8,18 @@ After each, everything in oracle.py is checked, the call is sent again, and docu
 from __future__ import annotations
 
 import itertools
-import random
+import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults import oracle
 from tests.faults.oracle import Violation, require
 from tests.faults.seam import ALONE, ENDING, KILLS, SQL, Fault, Kind, Operation, ProcessKilled, applies
-from tests.faults.target import read_foreign
+from tests.faults.target import Tree, read_foreign
 from tests.faults.world import RECONCILE, Case, Life, Rows, Stage, World
 from volattachd.errors import DriverError, JournalFailed, JournalUnusable
 
@@ -29,11 +29,37 @@ ENDS_A_START = (ProcessKilled, JournalUnusable, JournalFailed, DriverError)
 
 @dataclass(frozen=True)
 class Point:
-    """A place where a call was struck, and what the start after it then did."""
+    """A place where a call was struck, and what the start after it then did.
+
+    ``recovery`` has the numbers of that start's operations that each kind can strike. ``left`` is what the start
+    found: the target, the stage, and every operation that it made of it. Where two points of a call left the same, no
+    start can tell them apart, and neither can a fault in it.
+    """
 
     case: Case
     fault: Fault
-    recovery: dict[Kind, int] = field(default_factory=dict)
+    recovery: Mapping[Kind, list[int]] = field(default_factory=dict)
+    left: str = ""
+
+
+#: Two faults: one in a call, and one in the start after it.
+Pair = tuple[Point, Fault]
+
+
+def strikes(kind: Kind, seen: Iterable[Operation]) -> list[int]:
+    """Which of the operations that the kind applies to are struck: all, but of the reads between two changes one.
+
+    A kill there leaves the same world wherever it falls.
+    """
+    numbers, number, changed = [], 0, True
+    for operation in seen:
+        if applies(kind, operation):
+            number += 1
+            if changed or kind is not Kind.KILL_READING:
+                numbers.append(number)
+            changed = False
+        changed = changed or operation.changes
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,7 @@ class Sweep:
         if self._ended(fault, struck, outcome):
             tree = self._end(before)
             self.world.life = Life(self.world)
-            self._note(case, fault)
+            self._note(case, fault, tree)
             oracle.check_moment_of_death(tree, before, self.world.rows(), case, self.world.attachment_id)
             self._check_recovered(case, before, moved=None)
             self._send_again(case)
@@ -167,11 +193,22 @@ class Sweep:
         self.world.life.end()
         return self.world.read()
 
-    def _note(self, case: Case, fault: Fault) -> None:
-        """How many operations of each kind the start has just made."""
+    def _note(self, case: Case, fault: Fault, tree: Tree) -> None:
+        """What the start found, and the operations for each kind that it has just made."""
         seen = self.world.life.seam.seen
-        recovery = {kind: sum(applies(kind, operation) for operation in seen) for kind in self.kinds}
-        self.points.append(Point(case, fault, recovery))
+        recovery = {kind: strikes(kind, seen) for kind in self.kinds}
+        left = [self.world.stage().value, *(f"{path}: {value}" for path, value in tree.items()), *map(str, seen)]
+        self.points.append(Point(case, fault, recovery, self._unnamed("\n".join(left))))
+
+    def _unnamed(self, text: str) -> str:
+        """Without what differs from one attachment, or one registration, to the next."""
+        rows, own = self.world.rows(), self.world.attachment_id
+        names = {own: "(own)"}
+        if own in rows.attachments and (secret := rows.attachments[own].secret):
+            names[secret.password] = "(password)"
+        for volume in rows.volumes.values():
+            names |= {volume.serial: "(serial)", volume.serial[:8]: "(serial)"}
+        return re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], text)
 
     def _check_recovered(self, case: Case, before: Rows, *, moved: bool | None) -> None:
         world = self.world
@@ -204,21 +241,30 @@ class Sweep:
 
     # Depth two.
 
-    def pairs(self) -> Iterator[tuple[Point, Fault]]:
+    def pairs(self) -> Iterator[Pair]:
         """Every point that ended a process, with every point of the start after it."""
         for point in self.points:
-            for kind, count in point.recovery.items():
-                for number in range(1, count + 1):
-                    yield point, Fault(kind, number)
+            yield from self._pairs_of(point)
 
-    def depth_two(self, seed: int, sample: int | None) -> int:
-        """A second fault during the start after the first; the answer is how many such pairs there are."""
-        pairs = list(self.pairs())
-        chosen = pairs if sample is None else random.Random(seed).sample(pairs, min(sample, len(pairs)))
+    def different_pairs(self) -> Iterator[Pair]:
+        """One pair of all those whose first faults left the same behind."""
+        for point in {(point.case, point.left): point for point in self.points}.values():
+            yield from self._pairs_of(point)
+
+    @staticmethod
+    def _pairs_of(point: Point) -> Iterator[Pair]:
+        for kind, numbers in point.recovery.items():
+            for number in numbers:
+                yield point, Fault(kind, number)
+
+    def depth_two(self, chosen: Iterable[Pair]) -> int:
+        """A second fault during the start after the first; the answer is how many pairs were tried."""
+        struck = 0
         for point, second in chosen:
             self._told(self._strike_twice, point.case, point.fault, second)
+            struck += 1
         self.check_foreign()
-        return len(pairs)
+        return struck
 
     def _strike_twice(self, case: Case, first: Fault, second: Fault) -> None:
         before = self._begin(case)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ import pytest
 from tests.faults.kernel import SimulatedKernel
 from tests.faults.mutants import MUTANTS
 from tests.faults.oracle import Violation
-from tests.faults.seam import ALONE, BESIDE_ANOTHER, Fault, Kind
-from tests.faults.sweep import ENDS_A_START, Sweep
+from tests.faults.seam import ALONE, BESIDE_ANOTHER, Fault, Kind, Operation
+from tests.faults.sweep import ENDS_A_START, Sweep, strikes
 from tests.faults.target import SimulatedReader
 from tests.faults.world import INITIALIZE, LIFE_CYCLE, REGISTRY, Life, Parts, Stage, World
 from tests.figures import RecordFigure
@@ -51,9 +52,31 @@ def test_every_call_survives_a_fault_at_every_point(
     sweep = Sweep(world, kinds)
     sweep.depth_one(LIFE_CYCLE if shared else (*REGISTRY, *LIFE_CYCLE))
     singles = sweep.counts.total()
-    pairs = sweep.depth_two(seed=1, sample=50)
+    pairs = list(sweep.pairs())
+    struck = sweep.depth_two(random.Random(1).sample(pairs, 50))
     world.close()
-    record_figure("faults", f"simulated kernel: {singles} single faults, 50 of {pairs} pairs")
+    record_figure("faults", f"simulated kernel: {singles} single faults, {struck} of {len(pairs)} pairs")
+
+
+def test_of_pairs_that_are_alike_one_is_struck_in_the_long_form(memory: Path) -> None:
+    world = new_world(memory)
+    sweep = Sweep(world, (Kind.KILL_BEFORE, Kind.KILL_AFTER))
+    sweep.depth_one((INITIALIZE,))
+    world.close()
+    left = [point.left for point in sweep.points]
+    befores = [text for point, text in zip(sweep.points, left, strict=True) if point.fault.kind is Kind.KILL_BEFORE]
+    afters = [text for point, text in zip(sweep.points, left, strict=True) if point.fault.kind is Kind.KILL_AFTER]
+    assert befores[1:] == afters[:-1], "before a change is after the one before it"
+    assert {"reserved", "connected"} == {text.partition("\n")[0] for text in left}
+    assert {point.left for point, _ in sweep.different_pairs()} == {point.left for point, _ in sweep.pairs()}
+
+
+def test_of_the_reads_between_two_changes_one_is_struck() -> None:
+    read, change = (Operation("configfs", name, "x", changes) for name, changes in (("read", False), ("write", True)))
+    seen = [read, read, change, change, read, read]
+    assert strikes(Kind.KILL_READING, seen) == [1, 3]
+    assert strikes(Kind.KILL_AFTER, seen) == [1, 2]
+    assert strikes(Kind.EIO, seen) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("name", MUTANTS)

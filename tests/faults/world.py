@@ -30,6 +30,7 @@ HOST_B = "iqn.2026-11.com.example:host-b"
 ADMIN = Caller(uid=0, pid=1, admin=True)
 _SECOND = "ffffffff-0000-4000-8000-000000000000"
 _LONG = 1 << 18
+_KEPT = 50  # lines of history, at least
 _ADDRESS, _PORT = PORTAL.split(":")
 
 
@@ -195,8 +196,11 @@ class World:
         self.config = replace(self.config, state_dir=directory)
 
     def new_attachment(self) -> None:
-        """The next attachment has an id of its own."""
-        self.attachment_id = f"00000000-0000-4000-8000-{next(self._numbers):012x}"
+        """The next attachment has an id of its own. Each start checks all of the history, so little of it is kept."""
+        number = next(self._numbers)
+        self.attachment_id = f"00000000-0000-4000-8000-{number:012x}"
+        if number % _KEPT == 0:
+            self.life.journal.trim(hours=24, rows=_KEPT, at_most=1000 * _KEPT)
 
     def go(self, stage: Stage) -> None:
         """Bring the volume to a stage by the fewest documented calls."""

@@ -23,10 +23,14 @@ class StorageHost:
         guest.run("mkdir -p /etc/volattachd && echo '[target]' >/etc/volattachd/volattachd.toml", check=True)
         guest.run("sync", check=True)
 
-    def start(self) -> None:
-        """Start the daemon and wait until it serves."""
+    def launch(self) -> None:
+        """Start the daemon."""
         words = f"--driver lio --state-dir {STATE} --socket {SOCKET}"
         self.guest.start(f"exec python3 -m volattachd {words} 2>>/host/out/volattachd.log", cwd=REPO)
+
+    def start(self) -> None:
+        """Start the daemon and wait until it serves."""
+        self.launch()
         serves = f"test -S {SOCKET} && {CLI} status >/dev/null"
         self.guest.run(f"until {serves}; do sleep 0.1; done", timeout=60, check=True, cwd=REPO)
 

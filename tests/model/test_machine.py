@@ -1,12 +1,11 @@
 """Whatever happens, in whatever order, the service keeps its contract: a state machine against the model.
 
-The short form always makes the same walks, so that what fails fails everywhere; VOLATTACHD_SOAK=1 makes many more,
-and other ones each time. What they found is kept in test_regressions.py.
+The short form always makes the same walks, so that what fails fails everywhere; the long form (tests/soak.py) makes
+many more, and other ones each time. What they found is kept in test_regressions.py.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -47,13 +46,13 @@ from tests.model.contract import (
 )
 from tests.model.plant import Died, Plant, Trouble, is_ours
 from tests.model.watch import HOSTS, ROGUE, Watch, check_volume_answer, revokes, without_times
+from tests.soak import PART, times
 from tests.support import ADMIN, IQN_PREFIX, attachment_id, make_file
 from volattachd.drivers.memory import SimulatedExport
 from volattachd.errors import DriverError, VolattachError
 from volattachd.model import Caller, Grant, Mode, Secret
 
-SOAK = bool(os.environ.get("VOLATTACHD_SOAK"))
-EXAMPLES, STEPS = (10_000, 100) if SOAK else (300, 50)
+EXAMPLES, STEPS = times(300, 10_000), 100 if PART else 50
 
 VOLUMES = ("vol-a", "vol-b", "vol-c")
 NEVER = "never-registered"
@@ -701,7 +700,7 @@ def test_the_service_keeps_its_contract_whatever_happens(swift_path: Path) -> No
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            derandomize=not SOAK,
+            derandomize=PART is None,
             database=None,
             deadline=None,
             print_blob=True,

@@ -18,7 +18,7 @@ from .errors import Unavailable
 from .image import ensure_image
 from .remote import LIMIT, Boot, GuestLike, GuestResult, GuestRun, run_guest
 
-WORKERS = 2
+WORKERS = min(2, len(os.sched_getaffinity(0)))
 Longrepr = str | tuple[str, int, str] | None
 
 
@@ -36,7 +36,7 @@ def unavailable(error: Unavailable) -> NoReturn:
 
 class Bridge:
     """Takes over the tests below `inside`. Those of one module share one boot, and so do modules that name the same
-    word in GUEST["together"]; two guests run at a time."""
+    word in GUEST["together"]; two guests run at a time, where there are two processors."""
 
     def __init__(self, config: pytest.Config, inside: Path, boot: Boot | None = None) -> None:
         self._config, self._inside = config, inside

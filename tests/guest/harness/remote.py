@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests import soak
+
 from . import record
 from .channel import Completed
 from .errors import GuestError, Unavailable
@@ -22,7 +24,7 @@ SETTINGS = {"extra_disks", "memory"}
 Section = tuple[str, str]
 
 #: What of the environment outside also holds inside: how long the long tests are.
-PASSED_ON = ("VOLATTACHD_SOAK",)
+PASSED_ON = (soak.VARIABLE,)
 
 
 class GuestLike(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from typing import Any
 from tests.figures import RecordFigure
 from tests.guest.inside.initiator import Initiator
 from tests.guest.inside.program import OUT, Program, connector
+from tests.soak import PART, times
 
-RESTARTS = 1000 if "VOLATTACHD_SOAK" in os.environ else 20
-GUEST = {"timeout": 86400 if "VOLATTACHD_SOAK" in os.environ else 600}
+RESTARTS = times(20, 1_000)
+GUEST = {"timeout": 86400 if PART else 600}
 REPORT = OUT / "fio.json"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +10,11 @@ from tests.drivers.initiator import LoginRefused, Session
 from tests.figures import RecordFigure
 from tests.guest.inside.initiator import Initiator, write_pattern
 from tests.guest.inside.program import Program, connector
+from tests.soak import PART, times
 from volattachd.model import Secret
 
-ROUNDS = 10000 if "VOLATTACHD_SOAK" in os.environ else 50
-GUEST = {"timeout": 86400 if "VOLATTACHD_SOAK" in os.environ else 600}
+ROUNDS = times(50, 10_000)
+GUEST = {"timeout": 86400 if PART else 600}
 OLD, NEW = "iqn.2026-11.com.example:old-host", "iqn.2026-11.com.example:new-host"
 BLOCK = 4096
 

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from tests.faults.target import PORTAL, PREFIX, KernelReader, expected_target, r
 from tests.faults.world import HOST_A, Rows, Stage
 from tests.figures import RecordFigure
 from tests.guest.inside.program import OUT, connector
+from tests.soak import PART
 from volattachd.journal import Journal
 from volattachd.rpc.client import Client
 
-GUEST = {"timeout": 600.0}
+GUEST = {"timeout": 86400.0 if PART else 600.0}
 
 PATIENCE = 60.0  # seconds, and never waited for where nothing is wrong
 #: The calls that change configfs and the journal, and how often at most each is struck.
@@ -204,17 +206,22 @@ def test_a_kill_at_every_system_call_that_changes_something(
         life = Life(nursery, path, next(ids))
         assert life.go_on()
         normal[kind] = life.answers
-    struck = {}
+    struck: Counter[str] = Counter()
     for syscall, most in SYSCALLS.items():
-        for number in range(1, most + 1):
+        for number in numbers(most):
             kind = "block" if number % 2 else "file"
             life = Life(nursery, paths[kind], next(ids))
             if not killed_once(life, syscall, number):
                 break
             assert life.answers == normal[kind], f"{syscall} {number}: the normal answers"
-            struck[syscall] = number
-    record_figure("faults", f"SIGKILL: {sum(struck.values())} points in {clock}: {struck}")
-    assert sum(struck.values()) >= AT_LEAST
+            struck[syscall] += 1
+    record_figure("faults", f"SIGKILL: {struck.total()} points in {clock}: {dict(struck)}")
+    assert struck.total() >= (AT_LEAST if PART is None else 1)
+
+
+def numbers(most: int) -> Iterable[int]:
+    """Which of a thread's calls are struck: in the long form there is no last one but where a life has no more."""
+    return range(1, most + 1) if PART is None else PART.choose(itertools.count(1))
 
 
 def killed_once(life: Life, syscall: str, number: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -10,13 +9,14 @@ from collections.abc import Callable
 from tests.figures import RecordFigure
 from tests.guest.inside.agent.compute import leftovers, rename_initiator
 from tests.guest.inside.program import Program
+from tests.soak import times
 from volattachd.agent import Agent, SentAgain
 from volattachd.rpc.client import Client
 
 GUEST = {"timeout": 1500.0}
 
 AGENTS = 20
-ROUNDS = 10 if "VOLATTACHD_SOAK" in os.environ else 2
+ROUNDS = times(2, 10)
 
 
 def test_twenty_agents_attach_and_detach_without_an_error_and_leave_nothing(
