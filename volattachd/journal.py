@@ -33,6 +33,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -103,10 +104,10 @@ class Journal:
         self._on_failure = on_failure
         self._on_commit = on_commit
         self._path = state_dir / "journal.db"
-        self._queue: list[_Waiting] = []
-        self._queue_lock = threading.Lock()
+        self._queue: deque[_Waiting] = deque()
         self._writer = threading.Lock()
         self._news = threading.Condition()
+        self._followers = 0
         self._failed: BaseException | None = None
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._lock_fd, passed_over = take_lock(state_dir)
@@ -144,13 +145,10 @@ class Journal:
         Raises JournalFailed where it is not known to be durable: the daemon must end.
         """
         waiting = _Waiting(change)
-        with self._queue_lock:
-            self._queue.append(waiting)
-        with self._writer:
+        self._queue.append(waiting)
+        with self._writer:  # who has it takes what is in the queue; others may go on adding to it
             if waiting.seq is None and waiting.error is None:
-                with self._queue_lock:
-                    batch, self._queue = self._queue, []
-                self._commit_batch(batch)
+                self._commit_batch([self._queue.popleft() for _ in range(len(self._queue))])
         if waiting.error is not None:
             raise JournalFailed(f"the journal cannot be written: {waiting.error}") from waiting.error
         assert waiting.seq is not None
@@ -298,12 +296,17 @@ class Journal:
     def wait_beyond(self, seq: int, enough: Callable[[], bool]) -> None:
         """Wait until there is a row after ``seq``, the journal has ended, or ``enough`` (ask again: ``wake``)."""
         with self._news:
-            self._news.wait_for(lambda: self.seq > seq or self._failed is not None or enough())
+            self._followers += 1
+            try:
+                self._news.wait_for(lambda: self.seq > seq or self._failed is not None or enough())
+            finally:
+                self._followers -= 1
 
     def wake(self) -> None:
-        """Let those who wait look again."""
-        with self._news:
-            self._news.notify_all()
+        """Let those who wait look again. Who is not counted yet looks only now, and sees what there is news of."""
+        if self._followers:
+            with self._news:
+                self._news.notify_all()
 
     # Care.
 

@@ -43,8 +43,10 @@ def set_up(
     level: int = logging.INFO, environment: Mapping[str, str] = os.environ, journal_socket: str = JOURNAL_SOCKET
 ) -> None:
     """Send the package's records to journald where it reads our stderr, else to stderr."""
+    # What no line of ours shows is not asked for, as the logging HOWTO has it ("Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     under_systemd = is_journal(sys.stderr, environment.get("JOURNAL_STREAM"))
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = LineHandler(sys.stderr)
     handler.setFormatter(LineFormatter(under_systemd))
     if under_systemd:
         handler = JournalHandler(journal_socket, handler)
@@ -87,6 +89,22 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = escape(super().format(record), "\n    " if record.exc_info else "\\n")
         return f"<{priority(record)}>{text}" if self._under_systemd else text
+
+
+class LineHandler(logging.Handler):
+    """Writes each record to a stream's file, past its buffers: one call of the system for a record."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._fd = stream.fileno()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            left = memoryview(self.format(record).encode("utf-8", "backslashreplace") + b"\n")
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except Exception:  # noqa: BLE001 - as every handler does: said on stderr, and never raised to who logs
+            self.handleError(record)
 
 
 class JournalHandler(logging.Handler):

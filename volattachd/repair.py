@@ -45,6 +45,8 @@ class Conditions:
 
     def clear(self, volume: str, *kinds: str) -> None:
         """End conditions of these kinds; without any kind, all of the volume."""
+        if volume not in self._by_volume:
+            return
         with self._lock:
             found = self._by_volume.get(volume, {})
             ended = [kind for kind in found if not kinds or kind in kinds]

@@ -43,7 +43,7 @@ from volattachd.history import Feed, Trimmer
 from volattachd.journal import Change, Journal
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
 from volattachd.local import check_alone, check_device, check_released, is_local, kept_connector, was_local
-from volattachd.metrics import Metrics, Present
+from volattachd.metrics import Metrics
 from volattachd.model import DAEMON, Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
 from volattachd.portals import reachable_portals, resolve_portals
 from volattachd.repair import Conditions, Repairer
@@ -89,7 +89,6 @@ class Service:
         self.upkeep.expire = self._clear_up
         self.upkeep.resolve_portals = partial(resolve_portals, config.portals)
         self._metrics = metrics or Metrics()
-        self._metrics.show(Present(journal, self._conditions, self.upkeep, driver.name))
         self.upkeep.on_repair = self._metrics.count_repairs
         self.ready = False
 
@@ -412,7 +411,10 @@ class Service:
 
     def get_metrics(self, caller: Caller) -> str:
         """Counts, times and what there is, in Prometheus' text format."""
-        return self._metrics.text()
+        from volattachd.exposition import Counted, Present, write_text
+
+        present = Present(self.journal, self._conditions, self.upkeep, self.driver.name)
+        return write_text(Counted(self._metrics), present)
 
     def degraded(self) -> list[tuple[str, Condition]]:
         """Every condition with the name of its volume."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
@@ -28,7 +29,8 @@ class Task(Generic[T]):
 
     def __init__(self, body: Callable[[], T]) -> None:
         self._body = body
-        self._done = threading.Event()
+        self._done = threading.Lock()  # of an Event, setting and waiting take a lock more often
+        self._done.acquire()
         self._result: T
         self._error: BaseException | None = None
 
@@ -38,10 +40,14 @@ class Task(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
             self._error = error
         finally:
-            self._done.set()
+            self._done.release()
 
     def wait(self, timeout: float) -> bool:
-        return self._done.wait(timeout)
+        """Whether it is done within ``timeout`` seconds."""
+        done = self._done.acquire(timeout=timeout)
+        if done:
+            self._done.release()
+        return done
 
     def result(self) -> T:
         if self._error is not None:
@@ -53,15 +59,14 @@ class Workers:
     """Threads that are reused while there is work and end when idle. They never keep the process alive."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._idle: list[SimpleQueue[Task[object]]] = []
+        self._idle: list[SimpleQueue[Task[object]]] = []  # each of its methods is atomic: there is no lock
 
     def submit(self, body: Callable[[], T]) -> Task[T]:
         """Run ``body`` in a thread of its own; the answer tells of its outcome."""
         task: Task[T] = Task(body)
-        with self._lock:
-            inbox = self._idle.pop() if self._idle else None
-        if inbox is None:
+        try:
+            inbox = self._idle.pop()
+        except IndexError:
             inbox = SimpleQueue()
             threading.Thread(target=self._work, args=(inbox,), name="worker", daemon=True).start()
         inbox.put(task)  # type: ignore[arg-type]
@@ -72,37 +77,53 @@ class Workers:
             try:
                 task = inbox.get(timeout=_IDLE_SECONDS)
             except Empty:
-                with self._lock:
-                    if inbox in self._idle:
-                        self._idle.remove(inbox)
-                        return
-                continue  # somebody took this worker a moment ago: its task is on the way
+                try:
+                    self._idle.remove(inbox)
+                except ValueError:
+                    continue  # somebody took this worker a moment ago: its task is on the way
+                return
             task.run()
-            with self._lock:
-                self._idle.append(inbox)
+            self._idle.append(inbox)
 
 
 class Turns:
-    """Locks by name that exist while somebody wants them."""
+    """Locks by name that exist while somebody has them; who waited longest is next."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[str, tuple[threading.Lock, int]] = {}
+        #: Each turn that is taken, with a gate for each one who waits for it.
+        self._turns: dict[str, deque[threading.Lock]] = {}
 
     def take(self, name: str, timeout: float) -> bool:
         """Take the turn within ``timeout`` seconds; True where it is taken."""
         with self._lock:
-            turn, wanted_by = self._turns.get(name, (threading.Lock(), 0))
-            self._turns[name] = (turn, wanted_by + 1)
-        taken = turn.acquire(timeout=timeout) if timeout > 0 else turn.acquire(blocking=False)
-        if not taken:
-            self._forget(name)
-        return taken
+            waiting = self._turns.get(name)
+            if waiting is None:
+                self._turns[name] = deque()
+                return True
+            if timeout <= 0:
+                return False
+            gate = threading.Lock()
+            gate.acquire()
+            waiting.append(gate)
+        return gate.acquire(timeout=timeout) or not self._give_up(waiting, gate)
+
+    def _give_up(self, waiting: deque[threading.Lock], gate: threading.Lock) -> bool:
+        """Wait no longer; False where the turn came in the last moment."""
+        with self._lock:
+            if gate not in waiting:
+                return False
+            waiting.remove(gate)
+            return True
 
     def give_back(self, name: str) -> None:
         """End the turn; any thread may do it."""
-        self._turns[name][0].release()
-        self._forget(name)
+        with self._lock:
+            waiting = self._turns[name]
+            if waiting:
+                waiting.popleft().release()
+            else:
+                del self._turns[name]
 
     @contextmanager
     def hold(self, name: str, timeout: float) -> Iterator[None]:
@@ -113,14 +134,6 @@ class Turns:
             yield
         finally:
             self.give_back(name)
-
-    def _forget(self, name: str) -> None:
-        with self._lock:
-            turn, wanted_by = self._turns[name]
-            if wanted_by == 1:
-                del self._turns[name]
-            else:
-                self._turns[name] = (turn, wanted_by - 1)
 
 
 class Deadline:

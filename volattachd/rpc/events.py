@@ -43,6 +43,8 @@ class Outlet:
         self._patience = patience
         self._lock = threading.Lock()
         self._turnstile = threading.Lock()
+        #: Whether a second thread sends: only who answers calls starts one, and only that one waits for its end.
+        self.is_shared = False
         self._closed = False
 
     def send(self, line: bytes) -> None:
@@ -70,6 +72,9 @@ class Outlet:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """One line at a time; who waits is next: a long row of notifications does not keep an answer waiting."""
+        if not self.is_shared:
+            yield
+            return
         with self._turnstile:
             self._lock.acquire()
         try:
@@ -169,6 +174,7 @@ class ConnectionFeed:
     def follow(self, journal: Journal, since: int) -> None:
         """As Feed says."""
         self.unfollow()
+        self._outlet.is_shared = True
         self._subscription = Subscription(journal, since, self._outlet, self._drop)
 
     def unfollow(self) -> bool:
@@ -176,6 +182,7 @@ class ConnectionFeed:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             subscription.stop()
+            self._outlet.is_shared = False
         return subscription is not None
 
     def answered(self) -> None:

@@ -6,9 +6,9 @@ record of its own, so that the log misses no move.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from volattachd import records
@@ -37,7 +37,7 @@ class Report:
         self._observe = observe
         self._began = time.monotonic()
         self._about: dict[str, Any] = {"volume": None, "attachment": None, "before": None, "after": None}
-        self._lock = threading.Lock()
+        self._moves: deque[dict[str, Any]] = deque()
         self._told = False
 
     def is_about(self, params: Mapping[str, Any]) -> None:
@@ -48,32 +48,47 @@ class Report:
         """A move that is durable now; one more may be its way back."""
         row = after or before
         assert row is not None
-        move = {"volume": row.volume, "attachment": row.id, "before": _state(before), "after": _state(after)}
-        with self._lock:
-            if not self._told:
-                self._about.update(move, before=self._about["before"] or move["before"])
+        self._moves.append(
+            {"volume": row.volume, "attachment": row.id, "before": _state(before), "after": _state(after)}
+        )
+        if self._told:  # the call itself may be telling of it just now: whoever takes a move tells it
+            for move in self._take_moves():
+                records.CALL_LATE.tell(**self._sender(), **move)
+
+    def _take_moves(self) -> Iterator[dict[str, Any]]:
+        """The moves that nobody has told of, each once."""
+        while self._moves:
+            try:
+                yield self._moves.popleft()
+            except IndexError:
                 return
-        records.CALL_LATE.tell(**self._sender(), **move)
 
     def tell_done(self, result: Any) -> None:
         """The call is done."""
+        self._close()
         if self._about["attachment"] is None and isinstance(result, dict):
             self._about["attachment"] = result.get("attachment_id")
         self._tell("ok", None)
 
     def tell_error(self, error: VolattachError) -> None:
         """The call was refused, or has failed."""
+        self._close()
         self._tell(error.kind, error)
 
     def tell_bug(self, kind: str) -> None:
         """The call ended with an exception that nobody foresaw: the one that is being handled."""
+        self._close()
         records.BUG.tell(**self._sender(), volume=self._about["volume"], error=kind)
         self._observe(self._method.name, kind, time.monotonic() - self._began)
 
+    def _close(self) -> None:
+        """What it has moved until now is told with it; what it moves from here on is told late."""
+        self._told = True
+        for move in self._take_moves():
+            self._about.update(move, before=self._about["before"] or move["before"])
+
     def _tell(self, outcome: str, error: VolattachError | None) -> None:
         seconds = time.monotonic() - self._began
-        with self._lock:
-            self._told = True
         kind = _kind_of(self._method, error)
         if kind.is_told:
             self._tell_as(kind, outcome, error, seconds)
