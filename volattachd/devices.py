@@ -17,7 +17,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,8 @@ def inspect_device(path: str) -> Device:
 
     Raises InvalidInput, saying why, where it is missing or could not be a volume.
     """
-    resolved = _resolve(path)
+    resolved, found = _resolve(path)
     try:
-        found = os.stat(resolved)
         if stat.S_ISBLK(found.st_mode):
             return _inspect_block(resolved, found.st_rdev)
         if stat.S_ISREG(found.st_mode):
@@ -123,36 +122,52 @@ def concerns(volume: Volume, names: Container[str], number: int) -> bool:
 # Following the path.
 
 
-def _resolve(path: str) -> str:
+def _resolve(path: str) -> tuple[str, os.stat_result]:
+    """Where the path leads, and what is there."""
     try:
+        way = _way(path)
+        if way is not None:
+            _check_directories(path, way)
+            return path, way[path]
         resolved = os.path.realpath(path, strict=True)
+        found = os.stat(resolved)
     except OSError as error:
         why = "a loop of symbolic links" if error.errno == errno.ELOOP else error.strerror
         raise InvalidInput(f"cannot use {path}: {why}", _USE_A_DEVICE) from error
-    if resolved == path:
-        _check_directories(path)
-    elif not (path.startswith("/dev/") and resolved.startswith("/dev/") and os.path.normpath(path) == path):
+    if not (path.startswith("/dev/") and resolved.startswith("/dev/") and os.path.normpath(path) == path):
         raise InvalidInput(
             f"cannot use {path}: it leads through a symbolic link or '..' to {resolved}",
             f"give {resolved} itself (links are followed under /dev only)",
         )
-    return resolved
+    return resolved, found
 
 
-def _check_directories(path: str) -> None:
+def _way(path: str) -> dict[str, os.stat_result] | None:
+    """Every directory on the way, and what is at its end; None where the path is not the way itself: through a link,
+    with '..', or not from the root.
+    """
+    if os.path.normpath(path) != path or not path.startswith("/") or path.startswith("//"):
+        return None
+    way = {"/": os.lstat("/")}
+    place = ""
+    for name in path.split("/")[1:]:
+        place = f"{place}/{name}"
+        way[place] = os.lstat(place)
+        if stat.S_ISLNK(way[place].st_mode):
+            return None
+    return way
+
+
+def _check_directories(path: str, way: Mapping[str, os.stat_result]) -> None:
     """No directory on the way may be one in which somebody else could exchange the next name."""
-    directory = os.path.dirname(path)
-    while True:
-        found = os.stat(directory)
+    own = os.geteuid()
+    for directory, found in way.items():
         sticky = found.st_mode & stat.S_ISVTX
-        if found.st_uid not in (0, os.geteuid()) or (found.st_mode & 0o022 and not sticky):
+        if directory != path and (found.st_uid not in (0, own) or (found.st_mode & 0o022 and not sticky)):
             raise InvalidInput(
                 f"cannot use {path}: other users can exchange it, because they can write to {directory}",
                 f"make {directory} writable by root only",
             )
-        if directory == "/":
-            return
-        directory = os.path.dirname(directory)
 
 
 # Identity.

@@ -9,6 +9,7 @@ Laws:
 
 from __future__ import annotations
 
+import select
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from volattachd.errors import VolattachError
 from volattachd.rpc.exchange import MAX_ANSWER, ClientError, Exchange, Notification, Outcome, Unreachable
 from volattachd.rpc.transport import dial
-from volattachd.rpc.unix import DEFAULT_SOCKET, Link, words
+from volattachd.rpc.unix import DEFAULT_SOCKET, Link, wait_for, words
 
 DEFAULT_TIMEOUT = 60.0
 
@@ -63,6 +64,7 @@ class Connection:
             raise Unreachable("this connection is closed", "open a new one")
         if self._link is None:
             self._link = dial(self.address, self.timeout if timeout is None else timeout)
+            self._link.socket.setblocking(False)
             self.opened = True
 
     def call(self, method: str, params: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
@@ -71,7 +73,7 @@ class Connection:
         deadline = time.monotonic() + allowance
         self.open(allowance)
         call_id, request = self._exchange.ask(method, params)
-        self._send(request, allowance)
+        self._send(request, deadline, allowance)
         return self._receive(call_id, deadline, allowance).unwrap()
 
     def call_many(self, calls: Iterable[tuple[str, Mapping[str, Any] | None]]) -> list[Any]:
@@ -87,7 +89,7 @@ class Connection:
             call_id, request = self._exchange.ask(method, params)
             while waiting and len(request) + sum(size for _, size in waiting) > _WINDOW:
                 outcomes.append(self._receive_next(waiting.popleft()[0]))
-            self._send(request, self.timeout)
+            self._send(request, time.monotonic() + self.timeout, self.timeout)
             waiting.append((call_id, len(request)))
         outcomes.extend(self._receive_next(call_id) for call_id, _ in waiting)
         return [outcome.result if outcome.error is None else outcome.error for outcome in outcomes]
@@ -106,11 +108,14 @@ class Connection:
             raise
         return told
 
-    def _send(self, request: bytes, allowance: float) -> None:
-        connection = self._opened().socket
-        connection.settimeout(allowance)
+    def _send(self, request: bytes, deadline: float, allowance: float) -> None:
+        connection, left = self._opened().socket, memoryview(request)
         try:
-            connection.sendall(request)
+            while left:
+                try:
+                    left = left[connection.send(left) :]
+                except BlockingIOError:
+                    wait_for(connection, select.POLLOUT, deadline - time.monotonic())
         except (BrokenPipeError, ConnectionResetError):
             pass  # the daemon hung up, and may have said why: the answer is still there to read
         except OSError as error:
@@ -132,9 +137,7 @@ class Connection:
         connection = self._opened().socket
         remaining = None if deadline is None else deadline - time.monotonic()
         try:
-            if remaining is not None and remaining <= 0:
-                raise TimeoutError
-            connection.settimeout(remaining)
+            wait_for(connection, select.POLLIN, remaining)
             data = connection.recv(_CHUNK)
         except OSError as error:
             raise self._ended(error, allowance) from error

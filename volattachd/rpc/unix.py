@@ -68,6 +68,14 @@ def _connect(path: str, timeout: float) -> socket.socket:
             return connection
 
 
+def wait_for(connection: socket.socket, event: int, seconds: float | None) -> None:
+    """Wait until the connection can be read or written, or has ended. Raises TimeoutError after so many seconds."""
+    poll = select.poll()
+    poll.register(connection, event)
+    if not poll.poll(None if seconds is None else max(0.0, seconds) * 1000):
+        raise TimeoutError
+
+
 def _unreachable(path: str, error: Exception) -> Unreachable:
     message = f"cannot reach the daemon at {path}: {words(error)}"
     if isinstance(error, PermissionError):
