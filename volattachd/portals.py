@@ -7,6 +7,7 @@ fixed portals asks nothing.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -19,6 +20,9 @@ from volattachd.errors import ConfigError, DriverError, InvalidInput
 DEFAULT_PORT = 3260
 
 Address = IPv4Address | IPv6Address
+
+#: More than the kernel's answer of one route ever takes.
+_ROUTE_BYTES = 65536
 
 _WORD = re.compile(r"(?:\[(?P<bracketed>[^\]]+)\]|(?P<bare>[^\[\]]+?))(?::(?P<port>[0-9]{1,5}))?")
 
@@ -146,17 +150,27 @@ def _source_towards(peer: Address | None) -> Address | None:
 
 
 def _route_source(peer: Address) -> Address | None:
-    from pyroute2 import IPRoute, NetlinkError
+    """The source that the kernel would choose towards ``peer`` (rtnetlink(7)); None where it knows no way.
 
-    try:
-        with IPRoute() as route:
-            for message in route.route("get", dst=str(peer)):
-                source = _attribute(message, "RTA_PREFSRC")
-                if source:
-                    return ip_address(source)
-    except NetlinkError:
-        return None  # no route: the kernel would not know either
-    return None
+    pyroute2 writes the question and reads the answer. Its IPRoute would bring queues and an event loop along for this
+    one message, and each attachment asks.
+    """
+    from pyroute2.netlink import NLM_F_REQUEST, NLMSG_ERROR
+    from pyroute2.netlink.rtnl import RTM_GETROUTE
+    from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+    question = rtmsg()
+    question["header"]["type"], question["header"]["flags"] = RTM_GETROUTE, NLM_F_REQUEST
+    question["family"] = socket.AF_INET if peer.version == 4 else socket.AF_INET6
+    question["dst_len"] = peer.max_prefixlen
+    question["attrs"] = [("RTA_DST", str(peer))]
+    question.encode()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as route:
+        route.send(question.data)
+        answer = rtmsg(route.recv(_ROUTE_BYTES))
+    answer.decode()
+    source = None if answer["header"]["type"] == NLMSG_ERROR else _attribute(answer, "RTA_PREFSRC")
+    return ip_address(source) if source else None
 
 
 def _attribute(message: Any, name: str) -> Any:
