@@ -37,6 +37,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -484,10 +485,14 @@ def _table(row: Volume | Attachment) -> str:
     return "volumes" if isinstance(row, Volume) else "attachments"
 
 
+@cache
 def _upsert(table: str, columns: tuple[str, ...]) -> str:
-    """Insert, or update in place: a replaced row would lose its place in the order of creation."""
+    """Insert, or update in place: a replaced row would lose its place in the order of creation.
+
+    The id is not among what is updated: SQLite would write its index again.
+    """
     marks = ", ".join("?" * len(columns))
-    updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
+    updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "id")
     names = ", ".join(columns)
     return f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET {updates}"  # noqa: S608
 
