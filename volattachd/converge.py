@@ -79,8 +79,9 @@ class Converger:
     def plan(self, want: Export) -> tuple[list[Step], Condition | None]:
         """The steps to ``want``, or to as much of it as its device allows, and what is wrong with the device."""
         with self._boundary:
-            possible, condition = self._possible(want, self._verify)
-            return self.driver.plan(possible), condition
+            driver = self.driver.looking()
+            possible, condition = _possible(driver, want, self._verify)
+            return driver.plan(possible), condition
 
     def converge(self, want: Export, verify: Verify | None = None) -> tuple[list[Step], Condition | None]:
         """Make the target equal to ``want``; the answer is what was done, and the device's condition.
@@ -90,21 +91,17 @@ class Converger:
         does not allow the export that is wanted: nothing of the volume is exported then.
         """
         with self._boundary:
-            possible, condition = self._possible(want, verify or self._verify)
-            steps = self.driver.plan(possible)
+            driver = self.driver.looking()
+            possible, condition = _possible(driver, want, verify or self._verify)
+            steps = driver.plan(possible)
             self._run(want.volume.id, steps)
-            left = self.driver.check_kept(possible, steps)
+            left = driver.check_kept(possible, steps)
         if left:
             raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
         if possible != want:
             assert condition is not None
             raise DeviceUnusable(want.volume, condition)
         return steps, condition
-
-    def _possible(self, want: Export, verify: Verify) -> tuple[Export, Condition | None]:
-        """What can be had of ``want``: all of it while the target holds the device, nothing without one."""
-        condition = None if self.driver.holds_device(want.volume) else verify(want.volume)
-        return (want if condition is None else replace(want, exported=False, grants=())), condition
 
     def list_exports(self) -> list[str]:
         """The targets under our prefix, whether or not a volume accounts for them."""
@@ -135,3 +132,9 @@ class Converger:
                 step.run()
         finally:
             self.current.pop(subject, None)
+
+
+def _possible(driver: TargetDriver, want: Export, verify: Verify) -> tuple[Export, Condition | None]:
+    """What can be had of ``want``: all of it while the target holds the device, nothing without one."""
+    condition = None if driver.holds_device(want.volume) else verify(want.volume)
+    return (want if condition is None else replace(want, exported=False, grants=())), condition

@@ -113,6 +113,10 @@ class TargetDriver(ABC):
     def check_volume(self, volume: Volume) -> None:
         """Raise InvalidInput where this target could never export the volume (a comma in the path, say)."""
 
+    def looking(self) -> TargetDriver:
+        """This driver, for the length of one converge: it may remember what it has read until it changes something."""
+        return self
+
     @abstractmethod
     def plan(self, want: Export) -> list[Step]:
         """The steps from what the target holds for this volume to ``want``, in order; empty when it is so."""

@@ -46,6 +46,8 @@ from volattachd.model import Export, Grant, Mode, Volume
 #: Index of our HBA directories: above what targetcli and rtslib count up from zero, and below 2^31.
 _HBA_BASE = 1 << 30
 _MARK = "volattach-"
+#: What we call the links of a LUN and of a mapped LUN; others have other names for them.
+_LUN_LINK, _MAPPED_LINK = "backstore", "lun"
 #: FD_MAX_DEV_NAME is 256 and SE_UDEV_PATH_LEN 512 in the kernel; a longer path would be cut silently.
 _PATH_MAX = 255
 #: After a SIGKILL in the middle of removing a portal, its socket may live for a moment longer.
@@ -165,11 +167,10 @@ class LioDriver(TargetDriver):
 
     def plan(self, want: Export) -> list[Step]:
         with _translated(f"cannot read the target of volume {want.volume.id!r}"):
-            return self._looking()._plan(want)
+            return self._plan(want)
 
-    def _looking(self) -> LioDriver:
-        """This driver for one plan, in which each attribute is read once: a read is most of what a plan costs."""
-        driver = copy(self)
+    def looking(self) -> LioDriver:
+        driver = copy(self)  # a read is most of what a plan costs: each attribute is read once
         driver.fs = Look(self.fs)
         return driver
 
@@ -233,7 +234,7 @@ class LioDriver(TargetDriver):
         nodes: list[Node] = [Value(f"{names.backstore}/attrib/{k}", v) for k, v in _attributes(want.volume)]
         nodes += [Directory(names.target), Directory(names.tpg)]
         nodes += [Value(f"{names.tpg}/attrib/{k}", v) for k, v in _TPG_ATTRIBUTES.items()]
-        nodes += [Directory(names.lun), Link(f"{names.lun}/backstore", names.backstore)]
+        nodes += [Directory(names.lun), Link(f"{names.lun}/{_LUN_LINK}", names.backstore)]
         nodes += [Directory(f"{names.tpg}/np/{portal}") for portal in self.portals]
         for grant in want.grants:
             nodes += _grant_nodes(names, grant)
@@ -306,11 +307,22 @@ class LioDriver(TargetDriver):
     def _wrong_mappings(self, acl: str, lun: str) -> list[str]:
         """The mapped LUNs of an ACL that do not lead to the volume."""
         mapped = [f"{acl}/{name}" for name in self.fs.list_dirs(acl) if name.startswith("lun_")]
-        return [path for path in mapped if path != f"{acl}/lun_0" or not self._leads_to(path, lun)]
+        return [path for path in mapped if path != f"{acl}/lun_0" or not self._leads_to(f"{path}/{_MAPPED_LINK}", lun)]
 
-    def _leads_to(self, directory: str, target: str) -> bool:
-        """Whether the directory's link, if it has one yet, leads to ``target``."""
-        return all(self.fs.read_link(f"{directory}/{name}") == target for name in self.fs.list_links(directory))
+    def _leads_to(self, link: str, target: str) -> bool:
+        """Whether the object's link, if it has one yet, leads to ``target``."""
+        return all(found == target for found in self._leads(link))
+
+    def _leads(self, link: str) -> list[str | None]:
+        """Where an object's link leads, whatever it is called.
+
+        The kernel takes no two that differ; so where there is one of the name that we give it, nothing need be listed.
+        """
+        found = self.fs.read_link(link)
+        if found is not None:
+            return [found]
+        directory = link.rpartition("/")[0]
+        return [self.fs.read_link(f"{directory}/{name}") for name in self.fs.list_links(directory)]
 
     def _removal(self, names: Names) -> list[Step]:
         """The steps that remove everything of this volume that is there."""
@@ -385,10 +397,7 @@ class LioDriver(TargetDriver):
         if isinstance(node, Directory):
             return self.fs.is_dir(node.path)
         if isinstance(node, Link):
-            return any(
-                self.fs.read_link(f"{node.path.rpartition('/')[0]}/{name}") == node.target
-                for name in self.fs.list_links(node.path.rpartition("/")[0])
-            )
+            return node.target in self._leads(node.path)
         return self._read_or_empty(node.path) == node.value
 
     def _read_or_empty(self, path: str) -> str:
@@ -403,7 +412,7 @@ class LioDriver(TargetDriver):
 
     def _must_be_rebuilt(self, names: Names, volume: Volume) -> bool:
         """Whether something is wrong that cannot be changed while the volume is exported."""
-        if not self._leads_to(names.lun, names.backstore):
+        if not self._leads_to(f"{names.lun}/{_LUN_LINK}", names.backstore):
             return True
         if not self._is_enabled(names.backstore):
             return bool(self.fs.list_links(names.lun))
@@ -469,7 +478,7 @@ def _grant_nodes(names: Names, grant: Grant) -> list[Node]:
     return [
         Directory(acl),
         Directory(f"{acl}/lun_0"),
-        Link(f"{acl}/lun_0/lun", names.lun),
+        Link(f"{acl}/lun_0/{_MAPPED_LINK}", names.lun),
         Value(f"{acl}/lun_0/write_protect", "1" if grant.mode is Mode.RO else "0"),
         Value(f"{acl}/auth/userid", grant.secret.username),
         Value(f"{acl}/auth/password", grant.secret.password, secret=True),
