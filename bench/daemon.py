@@ -62,6 +62,11 @@ class Daemon:
             raise RuntimeError(f"the daemon ended with {self._process.returncode}")
         self._process = None
 
+    def close(self) -> None:
+        """End it, and hear no news of it any more: its directory may be on a disk that is to be unmounted."""
+        self.stop()
+        self._news.close()
+
     def while_stopped(self, body: Callable[[], T]) -> T:
         """Run something that needs the daemon out of its way."""
         self.stop()

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import measures
 from bench.daemon import PREFIX, Daemon
+from bench.disk import slow_disk
 from bench.peers.bare import Bare
 from bench.peers.base import Peer, Piece
 from bench.peers.cinder import Cinder
@@ -34,6 +35,8 @@ SIZE = 1 << 20
 #: What the peers are, and the most others that they are tried beside: tgt knows nothing of LIO's exports.
 PEERS: tuple[tuple[Callable[[], Peer], int], ...] = ((Rtslib, 1000), (Targetcli, 1000), (Cinder, 1000), (Tgt, 0))
 LOOP = "/dev/loop7"
+#: What a write and a flush take on the slow disk, in milliseconds: half a turn of 7,200 a minute, and a short seek.
+SLOW = 8
 
 
 class Bench:
@@ -96,14 +99,26 @@ class Bench:
         figures["idle_alone"] = self._daemon.watch(30)
         tell("throughput")
         volumes = [self._register(f"load-{number}", multiattach=True) for number in range(64)]
-        figures["reserving"] = {
-            str(clients): [measures.measure_reserving(self._daemon, volumes, clients, calls) for _ in range(3)]
-            for clients, calls in ((1, 100), (64, 640))
-        }
+        figures["reserving"] = measures.measure_groups(self._daemon, volumes)
         figures["showing"] = measures.measure_showing(self._daemon, volumes[0], self._directory, self._runs * 3)
         with Client(self._daemon.socket) as client:
             for volume in volumes:
                 client.call("unregister_volume", {"volume": volume})
+        tell("throughput on a slow disk")
+        figures["reserving_slowly"] = self._daemon.while_stopped(self._measure_slow_disk)
+
+    def _measure_slow_disk(self) -> dict[str, list[float]]:
+        """The same on a disk that takes its time, with a daemon of its own."""
+        with slow_disk(self._directory, SLOW) as directory:
+            daemon = Daemon(directory)
+            daemon.start()
+            paths = [self._piece(f"slowly-{number}").path for number in range(64)]
+            with Client(daemon.socket) as client:
+                for path in paths:
+                    client.call("register_volume", {"volume": Path(path).stem, "path": path, "multiattach": True})
+            found = measures.measure_groups(daemon, [Path(path).stem for path in paths])
+            daemon.close()
+            return found
 
     def _register(self, name: str, **more: Any) -> str:
         with Client(self._daemon.socket) as client:

@@ -180,6 +180,14 @@ def measure_reserving(daemon: Daemon, volumes: Sequence[str], clients: int, call
     return rate
 
 
+def measure_groups(daemon: Daemon, volumes: Sequence[str]) -> dict[str, list[float]]:
+    """Those rates of one client and of 64, three of each."""
+    asked = (("1", 1, 100), ("64", 64, 640))
+    return {
+        name: [measure_reserving(daemon, volumes, clients, calls) for _ in range(3)] for name, clients, calls in asked
+    }
+
+
 def measure_showing(daemon: Daemon, volume: str, directory: Path, rounds: int) -> tuple[float, float]:
     """Calls a second of pipelined show_volume, and of an echo of as many bytes."""
     request = request_of("show_volume", volume=volume)

@@ -48,6 +48,8 @@ _METHOD = """\
   does not see them, and is measured alone.
 - rtslib-fb is a library in a running process, and saves after each change as its users do. targetcli-fb is one process
   for an attach and one for a detach. Cinder's helper is run with the calls of its volume service, without rootwrap.
+- The slow disk is dm-delay over a file: 8 ms for each write and each flush, about what a rotating disk takes, and
+  rounded up to this kernel's ticks of 10 ms. All other figures are of the machine's own disk.
 - A bare SQLite commit is one row of 1 KiB with the journal's settings (WAL, `synchronous=FULL`) on the same disk. A
   bare echo is a Python process that answers each line that comes with as many bytes as volattachd's answer has.
 """
@@ -99,8 +101,9 @@ def write_report(results: Results) -> str:
 def figures_of(results: Results) -> list[Figure]:
     """Every figure that has a bar, as far as it was measured."""
     alone = _FIGURES if results["figures"] else ()
+    slowly = (_reserving_slowly,) if "reserving_slowly" in results["figures"] else ()
     together = (_together,) if "together" in results else ()
-    return [make(results) for make in (*alone, *together)]
+    return [make(results) for make in (*alone, *slowly, *together)]
 
 
 def _method_together(results: Results) -> str:
@@ -143,6 +146,15 @@ def _reserving(results: Results) -> Figure:
         "slower disk gains more by the group."
     )
     return Figure("reserve_volume, 64 clients over one", rates["64"] / rates["1"], 8, True, words, why)
+
+
+def _reserving_slowly(results: Results) -> Figure:
+    found = results["figures"]["reserving_slowly"]
+    rates = {clients: median(rate) for clients, rate in found.items()}
+    words = f"{rates['64']:.0f} calls a second over {rates['1']:.0f}"
+    why = f"64 clients are bound by what a call computes, {as_milliseconds(1 / rates['64'])} of the only processor."
+    name = "reserve_volume, 64 clients over one, on a slow disk"
+    return Figure(name, rates["64"] / rates["1"], 8, True, words, why)
 
 
 def _showing(results: Results) -> Figure:
