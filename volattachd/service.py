@@ -524,7 +524,7 @@ class Service:
     def _in_turn(self, volume: str, call: str, body: Callable[[], T], *, touches_target: bool = False) -> T:
         """Run ``body`` while the volume has no other call; Busy where the caller's deadline comes first."""
         deadline = Deadline(self._patience)
-        if not self._turns.take(volume, deadline.left()):
+        if not self._turns.take(volume, self._patience):
             waits_for = self._converger.current.get(volume, "another call")
             raise Busy(f"cannot {call} volume {volume!r} now: it waits for {waits_for}", "send the call again")
 

@@ -50,7 +50,7 @@ class Outlet:
     def send(self, line: bytes) -> None:
         """Send one line. Raises TimeoutError where the client does not take it; nothing is sent after that."""
         with self._turn():
-            self._write(line, Deadline(self._patience))
+            self._write(line, self._patience)
 
     def offer(self, line: bytes) -> bool:
         """Send one line once the client has read most of what went before; False where it has not done so in time."""
@@ -58,14 +58,14 @@ class Outlet:
             deadline = Deadline(self._patience)
             if not wait_for(self._connection, select.POLLOUT, deadline):
                 return False
-            self._write(line, deadline)
+            self._write(line, deadline.left())
             return True
 
     def close_with(self, line: bytes) -> None:
         """Send a last line where there is room for it at once; nothing is sent after it."""
         with self._turn():
             try:
-                self._write(line, Deadline(0))
+                self._write(line, 0)
             finally:
                 self._closed = True
 
@@ -82,15 +82,16 @@ class Outlet:
         finally:
             self._lock.release()
 
-    def _write(self, line: bytes, deadline: Deadline) -> None:
+    def _write(self, line: bytes, patience: float) -> None:
         if self._closed:
             raise BrokenPipeError("nothing can be sent any more")
-        left = memoryview(line)
+        left, deadline = memoryview(line), None
         self._closed = True  # unless the whole line goes out
         while left:
             try:
                 left = left[self._connection.send(left) :]
             except BlockingIOError:
+                deadline = deadline or Deadline(patience)
                 if not wait_for(self._connection, select.POLLOUT, deadline):
                     raise TimeoutError("the client does not read") from None
         self._closed = False
