@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import io
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -14,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import PATIENCE
+from tests.support import PATIENCE, in_thread
 from volattachd import records
-from volattachd.logs import JournalHandler, LineFormatter, encode, is_journal
+from volattachd.logs import JournalHandler, LineFormatter, LineHandler, encode, is_journal
 from volattachd.records import Kind, Told
 
 CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
@@ -66,6 +67,28 @@ def test_the_lines_of_a_traceback_are_indented() -> None:
 
 
 # Where they go.
+
+
+def test_a_record_is_one_write_whatever_the_stream_holds_back(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        stream.write("held back")
+        LineHandler(stream).handle(record("told"))
+        assert (tmp_path / "log").read_text() == "told\n"
+
+
+def test_a_long_record_goes_out_whole_through_a_narrow_pipe(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    text = "x" * 300_000
+    with open(reading, "rb") as far, open(writing, "w") as stream:
+        telling = in_thread(lambda: LineHandler(stream).handle(record(text)))
+        assert far.read(len(text) + 1) == text.encode() + b"\n"
+        telling()
+
+
+def test_a_log_that_cannot_be_written_harms_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w") as stream:
+        LineHandler(stream).handle(record("told"))
+    assert "No space left on device" in capfd.readouterr().err
 
 
 class FakeJournald:

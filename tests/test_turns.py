@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 
@@ -39,6 +40,47 @@ def test_a_turn_that_is_held_for_a_block_is_given_back_whatever_happens() -> Non
     with turns.hold("a", 0), pytest.raises(Busy, match="a is busy"), turns.hold("a", 0.01):
         raise AssertionError("two have the turn")
     assert turns.take("a", 0)
+
+
+def test_a_turn_goes_to_who_waited_longest() -> None:
+    turns, order = Turns(), []
+    assert turns.take("a", 0)
+
+    def wait(number: int) -> None:
+        assert turns.take("a", PATIENCE)
+        order.append(number)
+        turns.give_back("a")
+
+    waiting = []
+    for number in range(5):
+        waiting.append(in_thread(partial(wait, number)))
+        wait_until(lambda: len(turns._turns["a"]) == number + 1)  # noqa: B023 - waited for at once
+    turns.give_back("a")
+    for thread in waiting:
+        thread()
+    assert order == [0, 1, 2, 3, 4]
+    assert turns._turns == {}
+
+
+def test_who_gave_up_waiting_is_passed_over() -> None:
+    turns = Turns()
+    assert turns.take("a", 0)
+    assert not turns.take("a", 0.01)
+    turns.give_back("a")
+    assert turns._turns == {}
+
+
+def test_a_turn_that_comes_in_the_last_moment_is_not_lost() -> None:
+    """Whoever gives up just as the turn is handed over has it, or has not, and never a bit of both."""
+    turns = Turns()
+    for number in range(300):
+        assert turns.take("a", 0)
+        waiting = in_thread(lambda: turns.take("a", 0.002))
+        threading.Event().wait(0.001 + number % 3 * 0.0005)
+        turns.give_back("a")
+        if waiting():
+            turns.give_back("a")
+        assert turns._turns == {}
 
 
 def test_turns_that_nobody_wants_take_no_room() -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.rpc.test_dispatch import Handlers
-from tests.support import FailOnce, Gate, Rig, attachment_id, connector, in_thread, request, wait_until
+from tests.support import FailOnce, Gate, Rig, attachment_id, connector, in_thread, new_attachment, request, wait_until
 from volattachd import records
 from volattachd.daemon import _handlers
 from volattachd.errors import Busy, DriverError, VolattachError, VolumeNotFound
+from volattachd.model import State
 from volattachd.records import Told
 from volattachd.rpc.access import Peer
 from volattachd.rpc.dispatch import Client, Dispatcher
 from volattachd.rpc.methods import METHODS, Role
+from volattachd.rpc.report import Report
 
 ID = attachment_id(1)
 PEER = Peer(42, 1000, frozenset({1000}))
@@ -219,6 +222,20 @@ def test_what_a_call_moves_after_its_caller_was_told_busy_is_told_when_it_moves(
         ]
     finally:
         rig.journal.close()
+
+
+def test_each_move_is_told_once_whenever_the_caller_is_answered(rig: Rig, log: Log) -> None:
+    """A move and an answer at the same moment: the record of the call has it, or one of its own."""
+    method = next(method for method in METHODS if method.name == "attach")
+    before, after = new_attachment(1, state=State.CONNECTED), new_attachment(1, state=State.ATTACHED)
+    for _ in range(300):
+        report = Report(method, PEER, lambda call, outcome, seconds: None)
+        moving = in_thread(partial(report.moved, before, after))
+        report.tell_error(Busy("no"))
+        moving()
+        told = log.take()
+        moves = [fields for _, fields in told if fields.get("VOLATTACH_STATE_AFTER") == "attached"]
+        assert len(moves) == 1, told
 
 
 def test_no_secret_is_in_a_record(desk: Desk, log: Log, caplog: pytest.LogCaptureFixture) -> None:
