@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.faults.seam import Operation
+from volattachd.schema import LOG_PAGES
 
 #: As many bytes as a row of the journal and its line of history have together, about.
 _ROW = b"x" * 1024
@@ -24,6 +25,7 @@ class BareCommits:
         self._db = sqlite3.connect(directory / "bare.db", isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         self._db.execute("CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, body BLOB)")
 
     def commit(self, times: int) -> None:
@@ -74,6 +76,7 @@ class Line:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(path)
         self._left = b""
+        self._room = bytearray(1 << 18)  # one for all: malloc would take some from the system and give it back
 
     def ask(self, requests: Sequence[bytes]) -> list[bytes]:
         """Send all of them at once, then read as many answers."""
@@ -85,10 +88,10 @@ class Line:
 
     def receive(self) -> list[bytes]:
         """The whole answers of what has come."""
-        data = self.socket.recv(1 << 18)
-        if not data:
+        size = self.socket.recv_into(self._room)
+        if not size:
             raise RuntimeError("the other end has closed the connection")
-        *answers, self._left = (self._left + data).split(b"\n")
+        *answers, self._left = (self._left + self._room[:size]).split(b"\n")
         return answers
 
     def close(self) -> None:
