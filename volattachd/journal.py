@@ -498,17 +498,21 @@ def _upsert(table: str, columns: tuple[str, ...]) -> str:
 
 
 def _to_columns(row: Volume | Attachment) -> dict[str, Any]:
-    """The row's columns. Enumerations are strings already; whatever has parts goes in as JSON."""
-    columns: dict[str, Any] = {}
-    for name, value in vars(row).items():
-        if isinstance(value, (Device, Secret)):
-            value = json.dumps(asdict(value))
-        elif isinstance(value, Mapping):
-            value = json.dumps(value)
-        elif isinstance(value, (State, Mode)):
-            value = value.value
-        columns[name] = value
-    return columns
+    """The row's columns. Whatever has parts goes in as JSON."""
+    return {name: _AS_COLUMN.get(type(value), _as_it_is)(value) for name, value in vars(row).items()}
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+_AS_COLUMN: dict[type, Callable[[Any], Any]] = {
+    Device: lambda device: json.dumps(asdict(device)),
+    Secret: lambda secret: json.dumps(asdict(secret)),
+    dict: json.dumps,
+    State: lambda state: state.value,
+    Mode: lambda mode: mode.value,
+}
 
 
 def _to_volume(row: sqlite3.Row) -> Volume:
