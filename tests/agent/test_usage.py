@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,37 @@ def test_what_lies_on_a_partition_is_named_as_people_name_it(sys: Path, proc: Pa
     (sys / "class/block/sdz1/holders/dm-3/dm").mkdir(parents=True)
     (sys / "class/block/sdz1/holders/dm-3/dm/name").write_text("vg-data\n")
     assert users_of("sdz", sys, proc) == ["/dev/sdz1 is held by vg-data"]
+
+
+def open_by(process: Path, program: str, parent: int) -> None:
+    """The process has sdz open."""
+    (process / "fd").mkdir()
+    os.mknod(process / "fd/5", stat.S_IFBLK | 0o600, os.makedev(8, 400))
+    (process / "exe").symlink_to(f"/usr/sbin/{program}")
+    (process / "comm").write_text(f"{program}\n")
+    (process / "stat").write_text(f"{process.name} ({program} ) x) S {parent} 1 1 0 -1\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a device node")
+@pytest.mark.parametrize(
+    ("program", "parent", "is_user"),
+    [
+        ("qemu-system-x86_64", "bash", True),
+        ("multipath", "bash", True),
+        ("multipath", "udevadm", False),
+        ("anything", "systemd-udevd", False),
+        ("multipathd", "systemd", False),
+    ],
+)
+def test_who_has_it_open_is_a_user_unless_he_looks_at_every_device(
+    sys: Path, proc: Path, program: str, parent: str, is_user: bool
+) -> None:
+    open_by(proc / "200", program, 100)
+    (proc / "100/exe").symlink_to(f"/usr/bin/{parent}")
+    assert users_of("sdz", sys, proc) == ([f"/dev/sdz is open in {program} (pid 200)"] if is_user else [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a device node")
+def test_a_user_whose_parent_is_gone_is_still_one(sys: Path, proc: Path) -> None:
+    open_by(proc / "200", "dd", 77)
+    assert users_of("sdz", sys, proc) == ["/dev/sdz is open in dd (pid 200)"]

@@ -23,8 +23,9 @@ PROC = Path("/proc")
 #: _IO(0x12, 97) of linux/fs.h: write everything, then drop what is cached.
 _BLKFLSBUF = 0x1261
 
-#: They look at every device of the host, and let go by themselves.
-_LOOKERS = {"systemd-udevd", "udevadm", "scsi_id", "multipathd"}
+#: They look at every device of the host, and let go by themselves. So does whatever udev starts for an event.
+_UDEV = {"systemd-udevd", "udevadm"}
+_LOOKERS = {*_UDEV, "scsi_id", "multipathd"}
 
 #: How long a forced end waits for what is still to be written, in seconds.
 FLUSH_SECONDS = 10.0
@@ -150,12 +151,22 @@ def _holders(name: str, sys: Path) -> list[str]:
 def _openers(parts: dict[int, str], proc: Path) -> list[str]:
     found = []
     for process in _processes(proc):
-        if process.name == str(os.getpid()) or _program(process) in _LOOKERS:
+        if process.name == str(os.getpid()) or _is_looker(process):
             continue
         opened = {parts[number] for number in _open_devices(process) if number in parts}
         words = read(process / "comm")
         found += [f"/dev/{name} is open in {words} (pid {process.name})" for name in sorted(opened)]
     return found
+
+
+def _is_looker(process: Path) -> bool:
+    return _program(process) in _LOOKERS or _program(_parent(process)) in _UDEV
+
+
+def _parent(process: Path) -> Path:
+    """Who started it: the second word after its name (proc(5), stat); 0, which is nobody, where it has just ended."""
+    words = read(process / "stat").rpartition(")")[2].split()
+    return process.with_name(words[1] if len(words) > 1 else "0")
 
 
 def _open_devices(process: Path) -> Iterator[int]:
