@@ -36,6 +36,7 @@ LAYERS: list[tuple[str, set[str], str]] = [
     ),
     ("upkeep", {"repair", "upkeep"}, "start and repair must work without a call"),
     ("metrics", {"metrics"}, "it counts what it is given"),
+    ("exposition", {"exposition"}, "it shows what is counted and what is there, to whoever asks the service"),
     ("selection", {"selection", "credentials"}, "a call's rows and secrets are found without touching anything"),
     ("service", {"service"}, "the calls know nothing of JSON, of sockets, or of who carries them"),
     ("rpc", {"rpc"}, "the wire is one way among others to reach the service"),
