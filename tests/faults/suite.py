@@ -1,7 +1,7 @@
 """The sweeps of one kind of device on the real kernel: ``from tests.faults.suite import *`` in a module of a guest.
 
 The module says which kind by a fixture ``kind``. Short form: every point of depth one, a seeded sample of depth two.
-Long form (tests/soak.py): every kind of fault, and every pair of depth two.
+Long form (tests/soak.py): every kind of fault, and every pair of depth two that differs from the others.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from tests.faults.world import LIFE_CYCLE, REGISTRY, Case, World
 from tests.figures import RecordFigure
 from tests.soak import PART
 from volattachd.drivers.configfs import ConfigFs
-
-#: For the numbers at the end, wherever these tests run.
 
 FOREIGN = "iqn.2001-04.com.example:foreign"
 SEED = 20261122
