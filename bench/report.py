@@ -50,8 +50,9 @@ _METHOD = """\
   for an attach and one for a detach. Cinder's helper is run with the calls of its volume service, without rootwrap.
 - The slow disk is dm-delay over a file: 8 ms for each write and each flush, about what a rotating disk takes, and
   rounded up to this kernel's ticks of 10 ms. All other figures are of the machine's own disk.
-- A bare SQLite commit is one row of 1 KiB with the journal's settings (WAL, `synchronous=FULL`, as long a log) on the same disk. A
-  bare echo is a Python process that answers each line that comes with as many bytes as volattachd's answer has.
+- A bare SQLite commit is one row of 1 KiB with the journal's settings (WAL, `synchronous=FULL`, as long a log) on the
+  same disk. A bare echo is a Python process that answers each line that comes with as many bytes as volattachd's
+  answer has.
 """
 
 _METHOD_TOGETHER = """\
