@@ -153,10 +153,10 @@ def _reserving_slowly(results: Results) -> Figure:
     rates = {clients: median(rate) for clients, rate in found.items()}
     words = f"{rates['64']:.0f} calls a second over {rates['1']:.0f}"
     why = (
-        f"A commit takes {as_milliseconds(1 / rates['1'])} there, and has {rates['64'] / rates['1']:.1f} calls in it. "
-        "Who waits for the writer's lock while others commit for him, waits for it again behind the next commit, and "
-        "so sends his next call late: in a test of the journal alone one of 64 threads then committed over and over, "
-        "and the others stood. More needs callers that are told as soon as their change is durable."
+        f"One client's call takes {as_milliseconds(1 / rates['1'])}, nearly all of it the commit, and about "
+        f"{rates['64'] / rates['1']:.1f} calls of 64 share one. Who waits for the writer's lock while others commit "
+        "for him, waits for it again behind the next commit, and so sends his next call late. More needs callers that "
+        "are told as soon as their change is durable."
     )
     name = "reserve_volume, 64 clients over one, on a slow disk"
     return Figure(name, rates["64"] / rates["1"], 8, True, words, why)
