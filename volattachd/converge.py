@@ -24,6 +24,7 @@ from volattachd.lifecycle import EXPORTED, GRANTED
 from volattachd.model import Attachment, Condition, Export, Grant, Volume
 
 Verify = Callable[[Volume], "Condition | None"]
+Plan = Callable[[TargetDriver, Export], list[Step]]
 
 
 class DeviceUnusable(DriverError):
@@ -90,12 +91,19 @@ class Converger:
         Raises DriverError where a step failed or the target did not keep it, DeviceUnusable where the device
         does not allow the export that is wanted: nothing of the volume is exported then.
         """
+        return self._make_so(want, lambda driver, possible: driver.plan(possible), verify or self._verify)
+
+    def revoke(self, want: Export) -> tuple[list[Step], Condition | None]:
+        """Take away what ``want`` does not grant, and look no further; answer and errors are those of ``converge``."""
+        return self._make_so(want, lambda driver, possible: driver.plan_revocation(possible), self._verify)
+
+    def _make_so(self, want: Export, plan: Plan, verify: Verify) -> tuple[list[Step], Condition | None]:
         with self._boundary:
             driver = self.driver.looking()
-            possible, condition = _possible(driver, want, verify or self._verify)
-            steps = driver.plan(possible)
+            possible, condition = _possible(driver, want, verify)
+            steps = plan(driver, possible)
             self._run(want.volume.id, steps)
-            left = driver.check_kept(possible, steps)
+            left = plan(driver, possible) if steps and not driver.checks_steps else []
         if left:
             raise DriverError(f"cannot export volume {want.volume.id!r}: the target did not keep {left[0]}")
         if possible != want:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from volattachd import records
@@ -102,17 +103,29 @@ class Repairer:
 
     def converge(self, want: Export, verify: Verify | None = None) -> list[Step]:
         """Converge, and record what is wrong. Raises DriverError as the converger does."""
-        name = want.volume.id
-        try:
+        with self._errors_shown(want.volume.id):
             done, condition = self._converger.converge(want, verify)
+        self._show(want.volume.id, condition)
+        return done
+
+    def revoke(self, want: Export) -> None:
+        """Take away what ``want`` does not grant, and record what went wrong; what else is wrong with it stays so.
+
+        Raises DriverError as the converger does.
+        """
+        with self._errors_shown(want.volume.id):
+            self._converger.revoke(want)
+
+    @contextmanager
+    def _errors_shown(self, volume: str) -> Iterator[None]:
+        try:
+            yield
         except DeviceUnusable as error:
-            self._show(name, error.condition)
+            self._show(volume, error.condition)
             raise
         except DriverError as error:
-            self._show(name, Condition("TargetError", error.message, now()))
+            self._show(volume, Condition("TargetError", error.message, now()))
             raise
-        self._show(name, condition)
-        return done
 
     def _show(self, volume: str, condition: Condition | None) -> None:
         """What the last converge found wrong, and nothing of what earlier ones did."""

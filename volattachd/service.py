@@ -484,11 +484,11 @@ class Service:
         return attachment_view(after)
 
     def _revoke(self, want: Export) -> None:
-        """Converge to less than there was. Where the device is away nothing is exported at all, so access is gone,
-        whatever other attachments still wait for: a volume whose disk has died must not keep its attachments.
+        """Take away what ``want`` does not grant. Where the device is away nothing is exported at all: access is gone,
+        whatever other attachments still wait for, since a volume whose disk has died must not keep its attachments.
         """
         try:
-            self._repairer.converge(want)
+            self._repairer.revoke(want)
         except DeviceUnusable as error:
             records.ACCESS_GONE_WITH_DEVICE.tell(volume=want.volume.id, reason=error.condition.message)
 
@@ -580,13 +580,13 @@ class Service:
         rows = self.journal.attachments.of_volume(volume.id)
         if any(r.id != row.id and r.initiator == row.initiator and r.state in GRANTED for r in rows):
             return  # the host keeps its access, and its session, through another attachment
-        for session in self.driver.list_sessions(volume.target_name):
-            if session.initiator == row.initiator:
-                at = f" from {session.address}" if session.address else ""
-                raise SessionActive(
-                    f"cannot terminate_connection volume {volume.id!r}: {session.initiator} is still logged in{at}",
-                    "log the initiator out first; an admin may use force",
-                )
+        session = self.driver.find_session(volume.target_name, row.initiator) if row.initiator else None
+        if session is not None:
+            at = f" from {session.address}" if session.address else ""
+            raise SessionActive(
+                f"cannot terminate_connection volume {volume.id!r}: {session.initiator} is still logged in{at}",
+                "log the initiator out first; an admin may use force",
+            )
 
     def _new_serial(self) -> str:
         """A serial whose first 25 and first 7 digits no other volume has: WWID and HBA are made from them."""

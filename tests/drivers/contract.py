@@ -158,6 +158,30 @@ def test_revocation_stopped_after_any_step_is_completed_by_the_next_plan(case: D
     assert case.login(volume, kept)
 
 
+def test_a_revocation_is_a_part_of_the_plan_and_enough_to_end_access(case: DriverCase) -> None:
+    volume, kept, leaving = case.new_volume(), new_grant(HOST_B), new_grant(HOST_A)
+    converge(case, volume, kept, leaving)
+    assert case.login(volume, kept)
+    assert case.login(volume, leaving)
+    want = Export(volume, True, (kept,))
+    steps, whole = case.driver.plan_revocation(want), iter([str(step) for step in case.driver.plan(want)])
+    assert all(str(step) in whole for step in steps)  # in this order
+    run(steps)
+    assert initiators(case, volume) == [HOST_B]
+    assert not case.login(volume, leaving)
+    assert case.write(volume, kept, 0x66)
+    assert case.driver.plan_revocation(want) == []
+
+
+def test_a_revocation_of_everything_leaves_no_export(case: DriverCase) -> None:
+    volume, grant = case.new_volume(), new_grant()
+    assert case.driver.plan_revocation(Export(volume, False)) == []
+    converge(case, volume, grant)
+    run(case.driver.plan_revocation(Export(volume, False)))
+    assert volume.target_name not in case.driver.list_exports()
+    assert not case.driver.holds_device(volume)
+
+
 def test_changed_secret_stopped_after_any_step_is_completed_by_the_next_plan(case: DriverCase) -> None:
     volume = case.new_volume()
     other, old, new = new_grant(HOST_B), new_grant(HOST_A), new_grant(HOST_A)
@@ -383,6 +407,10 @@ def test_list_sessions_tells_who_is_logged_in(case: DriverCase) -> None:
     assert initiators(case, volume) == [HOST_A, HOST_B]
     case.logout(volume, first)
     assert initiators(case, volume) == [HOST_B]
+    assert case.driver.find_session(volume.target_name, HOST_A) is None
+    found = case.driver.find_session(volume.target_name, HOST_B)
+    assert found is not None
+    assert found.initiator == HOST_B
 
 
 def test_an_orphan_is_removed_by_its_name_alone(case: DriverCase) -> None:

@@ -93,6 +93,9 @@ class TargetDriver(ABC):
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
 
+    #: Whether each step looks at what it did. Where it does not, the plan is made again to see that nothing is left.
+    checks_steps: ClassVar[bool] = False
+
     #: The logical unit that holds a volume's data; connection info names it. Some targets keep 0 for a controller.
     lun: ClassVar[int] = 0
 
@@ -121,12 +124,13 @@ class TargetDriver(ABC):
     def plan(self, want: Export) -> list[Step]:
         """The steps from what the target holds for this volume to ``want``, in order; empty when it is so."""
 
-    def check_kept(self, want: Export, steps: Sequence[Step]) -> list[Step]:
-        """What the target has not kept of ``steps``, which it has just taken to become ``want``.
+    def plan_revocation(self, want: Export) -> list[Step]:
+        """The steps from what the target holds to no more access than ``want`` grants; empty when it is so.
 
-        Planning again tells it of any target. A driver whose steps look at what they did needs not.
+        It may leave alone whatever else differs, which the next pass sees to: a driver that need not read all of an
+        export to take a grant away says so here.
         """
-        return self.plan(want) if steps else []
+        return self.plan(want)
 
     @abstractmethod
     def holds_device(self, volume: Volume) -> bool:
@@ -143,3 +147,7 @@ class TargetDriver(ABC):
     @abstractmethod
     def list_sessions(self, target_name: str) -> list[Session]:
         """Who is logged in to the target; empty where there is no such target."""
+
+    def find_session(self, target_name: str, initiator: str) -> Session | None:
+        """The session of one initiator, if it has one."""
+        return next((found for found in self.list_sessions(target_name) if found.initiator == initiator), None)

@@ -132,6 +132,7 @@ class LioDriver(TargetDriver):
 
     name: ClassVar[str] = "lio"
     capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=True, ends_sessions=True, grows=True)
+    checks_steps: ClassVar[bool] = True
 
     #: Portals of one address share a listener that is torn down with its last user; making and removing
     #: them from several threads at once fails with EINVAL. One lock for the process: there is one kernel.
@@ -169,13 +170,15 @@ class LioDriver(TargetDriver):
         with _translated(f"cannot read the target of volume {want.volume.id!r}"):
             return self._plan(want)
 
+    def plan_revocation(self, want: Export) -> list[Step]:
+        names = self.names_of(want.volume)
+        with _translated(f"cannot read the target of volume {want.volume.id!r}"):
+            return self._surplus_grants(names, want)[0] if want.exported else self._removal(names)
+
     def looking(self) -> LioDriver:
         driver = copy(self)  # a read is most of what a plan costs: each attribute is read once
         driver.fs = Look(self.fs)
         return driver
-
-    def check_kept(self, want: Export, steps: Sequence[Step]) -> list[Step]:
-        return []  # each step has seen to it
 
     def _plan(self, want: Export) -> list[Step]:
         names = self.names_of(want.volume)
@@ -211,14 +214,20 @@ class LioDriver(TargetDriver):
 
     def list_sessions(self, target_name: str) -> list[Session]:
         acls = f"iscsi/{target_name}/tpgt_1/acls"
-        sessions = []
         with _translated(f"cannot list the sessions of {target_name}"):
-            for initiator in self.fs.list_dirs(acls):
-                info = self._read_or_empty(f"{acls}/{initiator}/info")
-                if _LOGGED_IN in info:
-                    address = _SESSION_ADDRESS.search(info)
-                    sessions.append(Session(initiator, address[1] if address else None))
-        return sessions
+            found = [self._session(target_name, initiator) for initiator in self.fs.list_dirs(acls)]
+        return [session for session in found if session is not None]
+
+    def find_session(self, target_name: str, initiator: str) -> Session | None:
+        with _translated(f"cannot read the session of {initiator} with {target_name}"):
+            return self._session(target_name, initiator)
+
+    def _session(self, target_name: str, initiator: str) -> Session | None:
+        info = self._read_or_empty(f"iscsi/{target_name}/tpgt_1/acls/{initiator}/info")
+        if _LOGGED_IN not in info:
+            return None
+        address = _SESSION_ADDRESS.search(info)
+        return Session(initiator, address[1] if address else None)
 
     # What should be.
 
@@ -276,17 +285,8 @@ class LioDriver(TargetDriver):
     def _surplus(self, names: Names, want: Export) -> tuple[list[Step], tuple[str, ...]]:
         """The steps that remove what should not be there, access first, and the paths that are gone then."""
         fs, tpg = self.fs, names.tpg
-        users = {grant.initiator: grant.secret.username for grant in want.grants}
         portals = {str(portal) for portal in self.portals}
-        steps, gone = [], []
-        for acl in (f"{tpg}/acls/{initiator}" for initiator in fs.list_dirs(f"{tpg}/acls")):
-            if self._is_anothers(acl, users.get(acl.rpartition("/")[2])):
-                steps += self._acl_removal(acl)
-                gone.append(acl)
-            else:
-                for mapped in self._wrong_mappings(acl, names.lun):
-                    steps += self._linked_removal(mapped)
-                    gone.append(mapped)
+        steps, gone = self._surplus_grants(names, want)
         for lun in (f"{tpg}/lun/{name}" for name in fs.list_dirs(f"{tpg}/lun") if name != "lun_0"):
             steps += self._linked_removal(lun)
         unknown = [portal for portal in fs.list_dirs(f"{tpg}/np") if portal not in portals]
@@ -294,6 +294,21 @@ class LioDriver(TargetDriver):
         for other in self._tpgs(names.target):
             if other != tpg:
                 steps += self._tpg_removal(other)
+        return steps, gone
+
+    def _surplus_grants(self, names: Names, want: Export) -> tuple[list[Step], tuple[str, ...]]:
+        """The part of those steps that takes access away."""
+        users = {grant.initiator: grant.secret.username for grant in want.grants}
+        steps, gone = [], []
+        for initiator in self.fs.list_dirs(f"{names.tpg}/acls"):
+            acl = names.acl(initiator)
+            if self._is_anothers(acl, users.get(initiator)):
+                steps += self._acl_removal(acl)
+                gone.append(acl)
+            else:
+                for mapped in self._wrong_mappings(acl, names.lun):
+                    steps += self._linked_removal(mapped)
+                    gone.append(mapped)
         return steps, tuple(gone)
 
     def _is_anothers(self, acl: str, user: str | None) -> bool:
