@@ -1,10 +1,12 @@
 """``python -m volattachd``, and the command ``volattachd``: the daemon, where what it needs is installed."""
 
+import gc
 import sys
 
 
 def main() -> int:
     """Runs the daemon; the answer is its exit code."""
+    gc.disable()  # a start leaves next to nothing to collect, and looking for it took a tenth of it; until READY
     try:
         from volattachd.daemon import main as run
     except ModuleNotFoundError as error:

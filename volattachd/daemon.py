@@ -7,6 +7,7 @@ included), and only then is the first call answered. With systemd's socket a cal
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import select
@@ -138,6 +139,8 @@ class Daemon:
         for thread in threads:
             thread.start()
         parts.watchdog.start()
+        gc.freeze()  # what a start has made stays: no collection, which every call would wait for, looks at it again
+        gc.enable()
         records.READY.tell(socket=self._settings.socket)
         self._notify("READY=1")
         self._tell_status(parts.service)
