@@ -15,6 +15,7 @@ from tests.support import (
     new_volume,
 )
 from volattachd.converge import Converger, DeviceUnusable, export_of
+from volattachd.drivers.base import Difference, Step
 from volattachd.drivers.memory import SimulatedExport
 from volattachd.errors import DriverError
 from volattachd.model import Attachment, Condition, Export, Grant, Mode, Secret, State, Volume
@@ -177,6 +178,42 @@ def test_what_the_target_does_not_keep_is_an_error(want: Export) -> None:
     driver.before_plan = forget
     with pytest.raises(DriverError, match="the target did not keep create target"):
         Converger(driver, nothing_wrong).converge(want)
+
+
+class Narrow(ObedientDriver):
+    """Takes away what is too much, and looks no further."""
+
+    def plan_revocation(self, want: Export) -> list[Step]:
+        return [step for step in self.plan(want) if step.difference is Difference.GRANT_UNEXPECTED]
+
+
+def test_a_revocation_takes_away_what_is_not_wanted_and_leaves_the_rest_to_the_next_pass() -> None:
+    driver = Narrow()
+    converger = Converger(driver, nothing_wrong)
+    converger.converge(WANTS[2])
+    steps, condition = converger.revoke(WANTS[3])
+    assert words(steps) == [f"remove grant {VOLUME.target_name} {HOST_A}"]
+    assert condition is None
+    assert driver.exports[VOLUME.target_name].grants == {}
+    assert converger.revoke(WANTS[3]) == ([], None)
+    assert words(converger.converge(WANTS[3])[0]) == [f"create grant {VOLUME.target_name} {HOST_B}"]
+
+
+def test_a_revocation_that_the_target_does_not_keep_is_an_error() -> None:
+    driver = ObedientDriver()
+    converger = Converger(driver, nothing_wrong)
+    converger.converge(WANTS[2])
+    held = driver.exports[VOLUME.target_name]
+    driver.before_plan = lambda: held.grants.update({HOST_A: grants(HOST_A)[0]})
+    with pytest.raises(DriverError, match="the target did not keep remove grant"):
+        converger.revoke(WANTS[1])
+
+
+def test_a_revocation_where_the_device_is_away_leaves_no_export() -> None:
+    driver = ObedientDriver({VOLUME.target_name: SimulatedExport("/srv/another", "x")})
+    with pytest.raises(DeviceUnusable):
+        Converger(driver, missing).revoke(WANTS[2])
+    assert driver.exports == {}
 
 
 def test_whoever_waits_can_see_the_step_that_is_running() -> None:
