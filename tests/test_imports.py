@@ -20,7 +20,7 @@ LAYERS: list[tuple[str, set[str], str]] = [
     ("records", {"records"}, "whoever has something to tell may do so; how it reaches a reader is for logs"),
     ("model", {"model"}, "it is plain data, for people to read and for tests to build without a daemon"),
     ("lifecycle", {"lifecycle"}, "it decides, and does nothing: no I/O can be in the way of a decision"),
-    ("turns", {"turns", "agenda", "sweep"}, "it serves whoever waits, and knows neither volumes nor targets"),
+    ("turns", {"turns", "group", "agenda", "sweep"}, "it serves whoever waits, and knows neither volumes nor targets"),
     (
         "journal",
         {"journal", "lock", "schema", "history", "backup"},

@@ -199,7 +199,7 @@ def test_changes_that_wait_are_committed_as_one_transaction(directory: Path) -> 
     def trace(sql: str) -> None:
         if not first_is_in.is_set():
             first_is_in.set()
-            wait_until(lambda: len(journal._queue) == count - 1)
+            wait_until(lambda: len(journal._group) == count - 1)
         statements.append(sql.split()[0])
 
     traced = Traced(trace)
@@ -274,7 +274,7 @@ def test_everybody_who_waits_for_a_commit_that_fails_is_told(directory: Path) ->
     def trace(sql: str) -> None:
         if not first_is_in.is_set():
             first_is_in.set()
-            wait_until(lambda: len(journal._queue) == count - 1)
+            wait_until(lambda: len(journal._group) == count - 1)
 
     traced = Traced(trace)
     journal = Journal(directory, told.append, traced)

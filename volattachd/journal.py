@@ -22,8 +22,7 @@ Rules, and why a crash at any instant is harmless:
    and owner stay for ever, and of a volume that was unregistered its name: calls that are sent again, however
    late, find their result, and an id is never taken again.
 
-Group commit: callers append to a queue, then take the writer's lock; the first to get it commits for all who
-wait, the others find themselves done. A lone caller pays no hand-over to another thread.
+Changes of many callers at once are committed together (group.py).
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ import os
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -43,6 +41,7 @@ from typing import Any
 from urllib.parse import quote
 
 from volattachd.errors import JournalFailed
+from volattachd.group import Group
 from volattachd.lock import release_lock, take_lock
 from volattachd.model import Attachment, Caller, Device, Mode, Secret, State, Volume, now
 from volattachd.schema import MIGRATIONS, SCHEMA_VERSION, Migration, prepare, unusable, verify
@@ -105,7 +104,7 @@ class Journal:
         self._on_failure = on_failure
         self._on_commit = on_commit
         self._path = state_dir / "journal.db"
-        self._queue: deque[_Waiting] = deque()
+        self._group = Group(self._commit_batch)
         self._writer = threading.Lock()
         self._news = threading.Condition()
         self._followers = 0
@@ -146,16 +145,17 @@ class Journal:
         Raises JournalFailed where it is not known to be durable: the daemon must end.
         """
         waiting = _Waiting(change)
-        self._queue.append(waiting)
-        with self._writer:  # who has it takes what is in the queue; others may go on adding to it
-            if waiting.seq is None and waiting.error is None:
-                self._commit_batch([self._queue.popleft() for _ in range(len(self._queue))])
+        self._group.do(waiting)
         if waiting.error is not None:
             raise JournalFailed(f"the journal cannot be written: {waiting.error}") from waiting.error
         assert waiting.seq is not None
         return waiting.seq
 
     def _commit_batch(self, batch: list[_Waiting]) -> None:
+        with self._writer:
+            self._commit_all(batch)
+
+    def _commit_all(self, batch: list[_Waiting]) -> None:
         error, began = self._failed, time.monotonic()
         if error is None:
             try:
