@@ -6,22 +6,20 @@ This is the one place where errors become codes. A bug of ours is -32603 and a t
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import fastjsonschema
-from jsonrpcserver import Error, Result, Success, dispatch_to_serializable
 
 from volattachd.errors import Busy, InvalidInput, InvalidParams, JournalFailed, PermissionDenied, VolattachError
 from volattachd.history import Feed
 from volattachd.model import Attachment, Caller
 from volattachd.rpc import strictjson
 from volattachd.rpc.access import Peer
+from volattachd.rpc.envelope import Error, Result, Success, answer_request, refuse_request
 from volattachd.rpc.methods import METHODS, Method, Param, Role
 from volattachd.rpc.report import Observe, Report, observe_nothing
 
@@ -88,14 +86,11 @@ class Dispatcher:
 
     def _answer_one(self, request: Any, client: Client) -> Any:
         """One call of a batch, or the only one: an invalid one in a batch does not spoil the others."""
-        response = dispatch_to_serializable(
-            "",
-            methods=self._methods,
-            context=client,
-            deserializer=lambda _: request,
-            validator=self._check_envelope,
-        )
-        return _with_kind(response)
+        try:
+            self._check_envelope(request)
+        except fastjsonschema.JsonSchemaValueException:
+            return _with_kind(refuse_request())
+        return _with_kind(answer_request(self._methods, client, request))
 
     def _bind(self, method: Method, handler: Callable[..., Any]) -> Callable[..., Result]:
         parameters = _Parameters(method)
@@ -122,22 +117,7 @@ class Dispatcher:
             report.tell_done(result)
             return Success(result)
 
-        call.__signature__ = _ANYTHING  # type: ignore[attr-defined]
         return call
-
-
-class _TakesAnything(inspect.Signature):
-    """The signature of a function to which any arguments can be bound.
-
-    jsonrpcserver asks each method for its signature and binds the parameters, only to see whether that fails. Ours are
-    checked by the method table, and binding them to ``*args, **kwargs`` took a fifth of a dispatch.
-    """
-
-    def bind(self, /, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-        return inspect.BoundArguments(self, OrderedDict())
-
-
-_ANYTHING = _TakesAnything()
 
 
 def _error(report: Report, error: VolattachError) -> Result:
