@@ -33,7 +33,7 @@ printf '%s\\n' "$@" >"$SSH_WORDS"
 [ -z "$SSH_FAILS" ] || {{ echo "ssh: $SSH_FAILS" >&2; exit 255; }}
 while [ "$1" != -- ]; do shift; done
 shift 2
-PATH="{far}" exec sh -c "$*"
+PATH="{far}" exec /bin/sh -c "$*"
 """
 
 
@@ -48,7 +48,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     near, far = tmp_path / "near", tmp_path / "far"
     near.mkdir()
     far.mkdir()
-    program(near / "ssh", SSH.format(far=f"{far}:{os.environ['PATH']}"))
+    program(near / "ssh", SSH.format(far=far))
     root = Path(__file__).parents[2]
     python = f"PYTHONPATH={shlex.quote(str(root))} exec {shlex.quote(sys.executable)}"
     program(far / "volattach", f'#!/bin/sh\n{python} -m volattachd.cli "$@"\n')
