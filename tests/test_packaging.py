@@ -9,6 +9,7 @@ from volattachd import config, daemon
 
 ROOT = Path(__file__).parents[1]
 UNITS = ROOT / "packaging/systemd"
+DEBIAN = ROOT / "packaging/debian"
 
 
 def service() -> dict[str, list[str]]:
@@ -28,6 +29,20 @@ def test_the_bundled_libraries_are_the_ones_that_the_project_asks_for() -> None:
 
 def components() -> str:
     return (ROOT / "packaging/components.txt").read_text()
+
+
+def test_the_distributions_patches_apply_as_they_are() -> None:
+    """dpkg-source allows no fuzz: each hunk's old lines stand where it says."""
+    hunks = 0
+    for name in (DEBIAN / "patches/series").read_text().split():
+        patch = (DEBIAN / "patches" / name).read_text()
+        path, body = re.search(r"^\+\+\+ b/(\S+)\n(.*)", patch, re.MULTILINE | re.DOTALL).groups()  # type: ignore[union-attr]
+        now = (ROOT / path).read_text().splitlines()
+        for start, lines in re.findall(r"^@@ -(\d+),\d+ .*\n((?:[ +-].*\n)+)", body, re.MULTILINE):
+            old = [line[1:] for line in lines.splitlines() if line[0] != "+"]
+            assert now[int(start) - 1 :][: len(old)] == old, f"{name} does not apply to {path}"
+            hunks += 1
+    assert hunks
 
 
 def test_what_another_start_would_not_mend_is_not_started_again() -> None:
