@@ -95,6 +95,8 @@ class Bench:
         self._check_floor()
         tell("start of the command line")
         figures["command"] = measures.measure_command(self._daemon, self._runs)
+        tell("start of a daemon without volumes")
+        figures["start"] = measures.measure_start(self._daemon, 5)
         tell("wake-ups")
         figures["idle_alone"] = self._daemon.watch(30)
         tell("throughput")

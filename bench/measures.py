@@ -206,6 +206,20 @@ def measure_showing(daemon: Daemon, volume: str, directory: Path, rounds: int) -
 # Start, restart, restore.
 
 
+def measure_start(daemon: Daemon, runs: int) -> dict[str, list[float]]:
+    """Starts with nothing to look at: a bare interpreter, one that imports the daemon, a daemon without volumes."""
+    programs = {"bare": "pass", "imports": "import gc; gc.disable(); import volattachd.daemon"}
+    found: dict[str, list[float]] = {"bare": [], "imports": [], "none": []}
+    daemon.stop()
+    for _ in range(runs):
+        for name, program in programs.items():
+            found[name].append(timed(lambda: subprocess.run([sys.executable, "-c", program], check=True)))  # noqa: B023
+        found["none"].append(daemon.start())
+        daemon.stop()
+    daemon.start()
+    return found
+
+
 def measure_restart(daemon: Daemon, runs: int) -> dict[str, Any]:
     """A start over a target that is as it should be, and bare reading of the same attributes."""
 

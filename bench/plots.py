@@ -8,12 +8,10 @@ from typing import Any
 import matplotlib
 
 from bench.report import all_cycles
-from bench.summary import beside, cycle_seconds, parts_of
+from bench.summary import CYCLE_PARTS, beside, cycle_seconds, parts_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-
-_PARTS = 5
 
 
 def draw(results: dict[str, Any], directory: Path) -> None:
@@ -41,7 +39,7 @@ def _draw_parts(results: dict[str, Any], path: Path) -> None:
     sizes = sorted(map(int, results["cycles"]))
     left = [0.0] * len(sizes)
     columns = [parts_of(beside(results, size)) for size in sizes]
-    for name in list(columns[0])[:_PARTS]:
+    for name in CYCLE_PARTS:
         widths = [column[name] * 1000 for column in columns]
         axes.barh([f"{size} others" for size in sizes], widths, left=left, label=name)
         left = [start + width for start, width in zip(left, widths, strict=True)]

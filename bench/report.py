@@ -9,6 +9,7 @@ from typing import Any
 from bench.summary import (
     BUDGET,
     COMPARED,
+    CYCLE_PARTS,
     PATIENCE,
     as_milliseconds,
     beside,
@@ -128,9 +129,12 @@ def _growth(results: Results) -> Figure:
     first, last = (cycle_seconds(beside(results, size)["ours"]) for size in (sizes[0], sizes[-1]))
     grown = [cycle_seconds(beside(results, size)["bare"]) for size in (sizes[0], sizes[-1])]
     words = f"{as_milliseconds(first)} to {as_milliseconds(last)}, bare configfs grows by {grown[1] / grown[0]:.2f}"
+    parts = [parts_of(beside(results, size)) for size in (sizes[0], sizes[-1])]
+    more = ", ".join(f"{as_milliseconds(parts[1][part] - parts[0][part])} {part}" for part in CYCLE_PARTS)
     why = (
-        "The calls do the same operations beside any number of others (tests count them). Rounds over all "
-        "exports go on meanwhile, and have a tenth of the only processor; the rest is the kernel's."
+        "The calls do the same operations beside any number of others (tests count them), and the kernel takes longer "
+        f"for them. What is more: {more}. Rounds over all exports go on meanwhile, and have a tenth of the only "
+        "processor: that is in the last, where the whole of a cycle is measured."
     )
     return Figure(f"growth of a cycle from {sizes[0]} to {sizes[-1]} others", last / first, 1.05, False, words, why)
 
@@ -154,9 +158,7 @@ def _reserving_slowly(results: Results) -> Figure:
     words = f"{rates['64']:.0f} calls a second over {rates['1']:.0f}"
     why = (
         f"One client's call takes {as_milliseconds(1 / rates['1'])}, nearly all of it the commit, and about "
-        f"{rates['64'] / rates['1']:.1f} calls of 64 share one. Who waits for the writer's lock while others commit "
-        "for him, waits for it again behind the next commit, and so sends his next call late. More needs callers that "
-        "are told as soon as their change is durable."
+        f"{rates['64'] / rates['1']:.1f} calls of 64 share one. The rest of the time is Python for these calls."
     )
     name = "reserve_volume, 64 clients over one, on a slow disk"
     return Figure(name, rates["64"] / rates["1"], 8, True, words, why)
@@ -167,37 +169,49 @@ def _showing(results: Results) -> Figure:
     words = f"{ours:.0f} calls a second over {echo:.0f}"
     why = (
         f"A call takes {1e6 / ours:.0f} µs, an echo {1e6 / echo:.0f} µs: it looks at nothing, where a call "
-        "is strict JSON, two schema checks, jsonrpcserver's dispatch (about half of it in a profile), a "
-        "record of the call, and JSON again. More needs a dispatch without that library."
+        "is strict JSON, two schema checks, jsonrpcserver's dispatch, a record of the call, and JSON again."
     )
     return Figure("show_volume, pipelined, over an echo of as many bytes", ours / echo, 0.2, True, words, why)
 
 
 def _restart(results: Results) -> Figure:
     found = results["figures"]["restart"]
-    start, bare = median(found["starts"]), median(found["bare"])
+    start, bare, size = median(found["starts"]), median(found["bare"]), results["figures"]["crowd"]
     words = f"{start:.2f} s over {bare:.2f} s, {found['reads']} reads and {found['writes']} writes"
-    name = f"restart with {results['figures']['crowd']} exports until READY, over bare reading"
+    empty = _start_of_none(results)
     why = (
-        f"{as_milliseconds(bare)} are the reading; the rest is the interpreter with its imports, the "
-        f"journal's check, a look at each volume's device, and {(start - bare) / found['reads'] * 1e6:.0f} "
-        "µs of Python for each of the reads if all of it were that. More needs fewer reads, or a plan in "
-        "fewer lines of Python."
+        f"{as_milliseconds(bare)} are the reading. {_parts_of_a_start(results)} What is left are "
+        f"{as_milliseconds((start - bare - empty) / size)} for each export: its rows in the journal, a look at its "
+        "device, the plan, and the Python around each read. More needs fewer imports, or another language."
     )
-    return Figure(name, start / bare, 1.5, False, words, why)
+    return Figure(f"restart with {size} exports until READY, over bare reading", start / bare, 1.5, False, words, why)
 
 
 def _restore(results: Results) -> Figure:
-    found = results["figures"]["restore"]
+    found, size = results["figures"]["restore"], results["figures"]["crowd"]
     start, bare = (median([run[name] for run in found]) for name in ("start", "bare"))
-    name = f"restore of {results['figures']['crowd']} exports until READY, over bare creation"
-    each = (start - bare) / max(1, results["figures"]["crowd"])
+    empty = _start_of_none(results)
     why = (
-        f"{as_milliseconds(each)} for each export beyond the bare creation: a start is a process, the device "
-        "is examined, the steps are planned, and each attribute is read back as it is written, which is a "
-        "promise that bare creation does not make."
+        f"{as_milliseconds(bare)} are the creation. {_parts_of_a_start(results)} What is left are "
+        f"{as_milliseconds((start - bare - empty) / size)} for each export: its rows in the journal, a look at its "
+        "device, the plan, and that each attribute is read back as it is written, which is a promise that bare "
+        "creation does not make."
     )
+    name = f"restore of {size} exports until READY, over bare creation"
     return Figure(name, start / bare, 1.5, False, f"{start:.2f} s over {bare:.2f} s", why)
+
+
+def _start_of_none(results: Results) -> float:
+    return median(results["figures"]["start"]["none"])
+
+
+def _parts_of_a_start(results: Results) -> str:
+    """What a start takes where there is nothing to be looked at."""
+    none, interpreter, imports = (median(results["figures"]["start"][name]) for name in ("none", "bare", "imports"))
+    return (
+        f"{as_milliseconds(none)} are a start without volumes: {as_milliseconds(interpreter)} the interpreter, "
+        f"{as_milliseconds(imports - interpreter)} imports, {as_milliseconds(none - imports)} all else."
+    )
 
 
 def _latency(results: Results) -> Figure:
@@ -298,12 +312,7 @@ def _parts_table(results: Results) -> str:
     columns = [parts_of(beside(results, size)) for size in sizes]
     for name in columns[0]:
         lines.append(f"| {name} | " + " | ".join(as_milliseconds(column[name]) for column in columns) + " |")
-    lines += [
-        "",
-        "Changes and reads of the target and the journal are timed at the seams that tests use, in a run without the",
-    ]
-    lines.append("socket; what is left of that run is volattachd's own work, and the socket is the rest of the whole.")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _PARTS_TOLD])
 
 
 def _calls_table(results: Results) -> str:

@@ -12,6 +12,14 @@ COMPARED = 400
 BUDGET = 20.0
 #: One that needs longer for a cycle is not tried beside more, in seconds.
 PATIENCE = 120.0
+#: What a cycle of ours is made of: these add up to it.
+CYCLE_PARTS = (
+    "changes of the target",
+    "reads of the target",
+    "the journal",
+    "volattachd's own work",
+    "six calls through the socket",
+)
 
 
 def beside(results: dict[str, Any], size: int) -> dict[str, Any]:
@@ -42,16 +50,13 @@ def floor_of(found: dict[str, Any]) -> float:
 
 
 def parts_of(found: dict[str, Any]) -> dict[str, float]:
-    """What one of our cycles is made of; all but the last lines add up to the whole."""
+    """What one of our cycles is made of, the whole of it, and what its floor is made of."""
     whole = cycle_seconds(found["ours"])
     inner = {name: median([run[name] for run in found["parts"]]) for name in ("changes", "reads", "journal", "whole")}
     measured = inner["changes"] + inner["reads"] + inner["journal"]
+    parts = (inner["changes"], inner["reads"], inner["journal"], inner["whole"] - measured, whole - inner["whole"])
     return {
-        "changes of the target": inner["changes"],
-        "reads of the target": inner["reads"],
-        "the journal": inner["journal"],
-        "volattachd's own work": inner["whole"] - measured,
-        "six calls through the socket": whole - inner["whole"],
+        **dict(zip(CYCLE_PARTS, parts, strict=True)),
         "**a cycle**": whole,
         "bare configfs": cycle_seconds(found["bare"]),
         "six bare SQLite commits": median(found["commits"]),

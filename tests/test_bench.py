@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from bench import client_start
-from bench.report import figures_of, write_report
+from bench.report import Figure, figures_of, write_report
 from bench.smp import take_out
 from bench.together import Columns, Side, run_at_once, run_round
 from tests.guest.harness import recipe
@@ -138,3 +138,54 @@ def test_a_run_without_volumes_at_once_says_so() -> None:
     del results["together"]
     assert figures_of(results) == []
     assert "Not measured: many volumes at once" in write_report(results)
+
+
+def with_figures(**more: Any) -> dict[str, Any]:
+    """A run in which everything that has a bar was measured, beside 0 and beside 100 others."""
+    results = results_of(1.0)
+    crowded = dict(results["cycles"]["0"], ours={"attach": [0.003], "detach": [0.004]})
+    results["cycles"]["100"] = crowded
+    results["figures"] = {
+        "crowd": 100,
+        "start": {"bare": [0.1], "imports": [0.4], "none": [0.5]},
+        "restart": {"starts": [2.0], "bare": [1.0], "reads": 2600, "writes": 0},
+        "restore": [{"start": 4.5, "bare": 1.0}],
+        "reserving": {"1": [500.0], "64": [600.0]},
+        "reserving_slowly": {"1": [20.0], "64": [600.0]},
+        "showing": [5000.0, 40000.0],
+        "latency": {"quiet": [0.01], "during": [0.03], "passes": [4.0]},
+        "resident": 30.0,
+        "idle_alone": [0.3, 0.001],
+        "idle_crowd": [1.0, 0.09],
+        "command": {"ours": [0.3], "bare": [0.2]},
+        **more,
+    }
+    return results
+
+
+def figure_of(results: dict[str, Any], words: str) -> Figure:
+    return next(figure for figure in figures_of(results) if words in figure.name)
+
+
+def test_what_a_start_takes_adds_up() -> None:
+    restart, restore = figure_of(with_figures(), "restart with 100"), figure_of(with_figures(), "restore of 100")
+    assert (restart.value, restart.is_met) == (2.0, False)
+    for figure in (restart, restore):
+        assert "1.00 s are the" in figure.why
+        assert (
+            "500 ms are a start without volumes: 100 ms the interpreter, 300 ms imports, 100 ms all else" in figure.why
+        )
+    assert "5 ms for each export" in restart.why  # 2 s less 1 s and 0.5 s
+    assert "30 ms for each export" in restore.why
+
+
+def test_what_a_cycle_grows_by_adds_up() -> None:
+    figure = figure_of(with_figures(), "growth of a cycle from 0 to 100")
+    assert figure.value == pytest.approx(7 / 3)
+    assert "0 ms changes of the target" in figure.why and "4 ms six calls through the socket" in figure.why
+
+
+def test_a_figure_that_is_met_needs_no_reason() -> None:
+    figure = figure_of(with_figures(), "on a slow disk")
+    assert (figure.value, figure.is_met) == (30.0, True)
+    assert figure.why not in write_report(with_figures())
