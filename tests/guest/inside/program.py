@@ -85,9 +85,12 @@ class Program:
 
     def start(self) -> None:
         """Start it, and wait until it serves its socket."""
+        deadline = time.monotonic() + START_SECONDS
+        while self._answers():  # the one before it, which was told to end and has not begun to
+            assert time.monotonic() < deadline, f"another daemon still serves after {START_SECONDS:g} s"
+            time.sleep(0.05)
         with LOG.open("ab") as log:
             self.process = subprocess.Popen(self._command(), stdout=log, stderr=log, cwd="/host/repo")
-        deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}"
             assert time.monotonic() < deadline, f"the daemon did not serve within {START_SECONDS:g} s"
