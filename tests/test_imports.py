@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 #: Lowest first. Modules of one layer may import each other only where that makes no circle (checked apart).
 LAYERS: list[tuple[str, set[str], str]] = [
     ("errors", {"", "errors"}, "every layer raises them, the clients' half included"),
+    ("lean", {"lean"}, "it is about packages of others, and imports none itself"),
     ("records", {"records"}, "whoever has something to tell may do so; how it reaches a reader is for logs"),
     ("model", {"model"}, "it is plain data, for people to read and for tests to build without a daemon"),
     ("lifecycle", {"lifecycle"}, "it decides, and does nothing: no I/O can be in the way of a decision"),

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Sequence
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 from volattachd.drivers.base import Portal
 from volattachd.errors import ConfigError, DriverError, InvalidInput
+from volattachd.lean import without_init
 
 #: IANA's port for iSCSI (RFC 3720 section 12.8).
 DEFAULT_PORT = 3260
@@ -155,12 +157,9 @@ def _route_source(peer: Address) -> Address | None:
     pyroute2 writes the question and reads the answer. Its IPRoute would bring queues and an event loop along for this
     one message, and each attachment asks.
     """
-    from pyroute2.netlink import NLM_F_REQUEST, NLMSG_ERROR
-    from pyroute2.netlink.rtnl import RTM_GETROUTE
-    from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
+    netlink, rtnl, rtmsg = _rtnetlink()
     question = rtmsg()
-    question["header"]["type"], question["header"]["flags"] = RTM_GETROUTE, NLM_F_REQUEST
+    question["header"]["type"], question["header"]["flags"] = rtnl.RTM_GETROUTE, netlink.NLM_F_REQUEST
     question["family"] = socket.AF_INET if peer.version == 4 else socket.AF_INET6
     question["dst_len"] = peer.max_prefixlen
     question["attrs"] = [("RTA_DST", str(peer))]
@@ -169,8 +168,22 @@ def _route_source(peer: Address) -> Address | None:
         route.send(question.data)
         answer = rtmsg(route.recv(_ROUTE_BYTES))
     answer.decode()
-    source = None if answer["header"]["type"] == NLMSG_ERROR else _attribute(answer, "RTA_PREFSRC")
+    source = None if answer["header"]["type"] == netlink.NLMSG_ERROR else _attribute(answer, "RTA_PREFSRC")
     return ip_address(source) if source else None
+
+
+@cache
+def _rtnetlink() -> tuple[Any, Any, Any]:
+    """pyroute2's netlink, its rtnetlink, and the message about routes.
+
+    All of pyroute2 takes eight times as long to import, and the first attachment of a daemon's life would wait for it.
+    Where a portal is an interface, all of it is there since the start: no other thread imports it beside this one.
+    """
+    with without_init("pyroute2"):
+        from pyroute2 import netlink
+        from pyroute2.netlink import rtnl
+        from pyroute2.netlink.rtnl.rtmsg import rtmsg
+    return netlink, rtnl, rtmsg
 
 
 def _attribute(message: Any, name: str) -> Any:

@@ -1,39 +1,17 @@
 """jsonrpcserver's dispatch of a request, without what its package imports beside it.
 
-``import jsonrpcserver`` runs asyncio, an HTTP server and jsonschema for ways of serving that we do not have: half of
-the daemon's imports, and a quarter of its memory. So the package's ``__init__`` does not run; its modules do.
+That would be half of the daemon's imports, and a quarter of its memory, for ways of serving that we do not have.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from volattachd.lean import without_init
 
-@contextmanager
-def _without_init(package: str) -> Iterator[None]:
-    """Imports of a package's modules find them, and the package itself is not run.
-
-    Afterwards it is as if nobody had asked for the package: who imports it then gets all of it.
-    """
-    if package in sys.modules:  # all of it was imported by somebody else
-        yield
-        return
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-    sys.modules[package] = importlib.util.module_from_spec(spec)
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-
-
-with _without_init("jsonrpcserver"):
+with without_init("jsonrpcserver"):
     from jsonrpcserver.dispatcher import call, create_request, get_method, to_response
     from jsonrpcserver.response import InvalidRequestResponse, serialize_error, to_serializable_one
     from jsonrpcserver.result import Error, Result, Success
