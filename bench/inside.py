@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import measures
-from bench.daemon import PREFIX, Daemon
+from bench.daemon import PREFIX, Daemon, empty_target
 from bench.disk import slow_disk
 from bench.peers.bare import Bare
 from bench.peers.base import Peer, Piece
@@ -65,6 +65,8 @@ class Bench:
         if self._figures:
             self._measure_crowd(before)
         self._daemon.stop()
+        if before:
+            self._measure_again()
         return {**self._results, "versions": versions(), "seconds": time.monotonic() - began}
 
     def _piece(self, name: str, block: bool = False) -> Piece:
@@ -156,6 +158,20 @@ class Bench:
         for make, most in self._peers:
             self._measure_peer(make(), size, most)
         self._daemon.start()
+
+    def _measure_again(self) -> None:
+        """Cycles beside none once more, as long after the first as the others were."""
+        tell("cycles beside 0, again")
+        empty_target(self._daemon.state_dir)
+        directory = self._directory / "again"
+        directory.mkdir(mode=0o700)
+        daemon = Daemon(directory)
+        daemon.start()
+        ours, pieces = Ours(daemon.socket), (self._piece("bare-again"), self._piece("ours-again"))
+        ours.open(pieces[1])
+        self._results["again"] = asdict(measures.measure_cycles(ours, Bare(), pieces, directory, self._runs))
+        ours.close()
+        daemon.close()
 
     def _measure_peer(self, peer: Peer, size: int, most: int) -> None:
         of_peer = self._results["peers"].setdefault(peer.name, {})

@@ -185,6 +185,14 @@ def test_what_a_cycle_grows_by_adds_up() -> None:
     assert "0 ms changes of the target" in figure.why and "4 ms six calls through the socket" in figure.why
 
 
+def test_a_cycle_beside_none_is_measured_before_and_after() -> None:
+    results = with_figures()
+    results["again"] = dict(results["cycles"]["0"], ours={"attach": [0.002], "detach": [0.003]})
+    figure = figure_of(results, "growth of a cycle")
+    assert figure.value == pytest.approx(7 / 4)
+    assert figure.words.startswith("3 ms and 5 ms to 7 ms, ")
+
+
 def test_a_figure_that_is_met_needs_no_reason() -> None:
     figure = figure_of(with_figures(), "on a slow disk")
     assert (figure.value, figure.is_met) == (30.0, True)
