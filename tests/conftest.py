@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ from tests.support import Rig
 
 #: In a guest, where the modules of tests/guest/inside are ordinary tests, there are no guests to be had.
 pytest_plugins = ["tests.figures", *([] if "VOLATTACHD_IN_GUEST" in os.environ else ["tests.guest.fixtures"])]
+
+
+def pytest_configure() -> None:
+    """A job that a shell runs in the background ignores SIGINT, and so would every program that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

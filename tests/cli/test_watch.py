@@ -123,18 +123,19 @@ def test_one_that_was_too_slow_connects_again_and_goes_on(rig: Rig, path: Path) 
     rig.register()
     with serving(path, rig.service, replace(LIMITS, unread_seconds=0.2)) as server:
         command = [sys.executable, "-m", "volattachd.cli", "--socket", str(path), "watch", "--since", "0", "--json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None and process.stderr is not None
-        first = json.loads(process.stdout.readline())["seq"]
-        for number in range(100):
-            rig.service.reserve_volume(AGENT, "vol-1", attachment_id(number))
-            rig.service.initialize_connection(AGENT, "vol-1", connector(more="x" * 4000))
-            rig.service.terminate_connection(AGENT, "vol-1", connector())
-        wait_until(lambda: not server._open)  # its own reader does not read: it was dropped
-        seen = [first, *(json.loads(process.stdout.readline())["seq"] for _ in range(rig.journal.seq - 1))]
-        told = process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                first = json.loads(process.stdout.readline())["seq"]
+                for number in range(100):
+                    rig.service.reserve_volume(AGENT, "vol-1", attachment_id(number))
+                    rig.service.initialize_connection(AGENT, "vol-1", connector(more="x" * 4000))
+                    rig.service.terminate_connection(AGENT, "vol-1", connector())
+                wait_until(lambda: not server._open)  # its own reader does not read: it was dropped
+                seen = [first, *(json.loads(process.stdout.readline())["seq"] for _ in range(rig.journal.seq - 1))]
+                told = process.stderr.readline()
+            finally:
+                process.kill()
     assert "the daemon ended the notifications: notifications were not read in time" in told
     assert seen == list(range(1, rig.journal.seq + 1))
 
