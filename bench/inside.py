@@ -65,7 +65,7 @@ class Bench:
         if self._figures:
             self._measure_crowd(before)
         self._daemon.stop()
-        if before:
+        if before and self._sizes[0] == 0:
             self._measure_again()
         return {**self._results, "versions": versions(), "seconds": time.monotonic() - began}
 
@@ -160,7 +160,7 @@ class Bench:
         self._daemon.start()
 
     def _measure_again(self) -> None:
-        """Cycles beside none once more, as long after the first as the others were."""
+        """Cycles beside none once more, at the end of the run."""
         tell("cycles beside 0, again")
         empty_target(self._daemon.state_dir)
         directory = self._directory / "again"

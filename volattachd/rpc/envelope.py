@@ -1,6 +1,7 @@
 """jsonrpcserver's dispatch of a request, without what its package imports beside it.
 
-That would be half of the daemon's imports, and a quarter of its memory, for ways of serving that we do not have.
+That would be half of the daemon's imports, and a quarter of its memory after them, for ways of serving that we do not
+have.
 """
 
 from __future__ import annotations
