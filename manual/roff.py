@@ -59,9 +59,9 @@ def escape(words: str) -> str:
 
 
 def _line(words: str) -> str:
-    """A line of text: one that begins with a dot or a quote would be a command."""
+    """A line of text: a line that begins with a dot or a quote would be a command, and groff warns of a blank line."""
     escaped = escape(words)
-    return f"\\&{escaped}" if escaped[:1] in (".", "'") else escaped
+    return f"\\&{escaped}" if escaped[:1] in ("", ".", "'") else escaped
 
 
 def _marked(words: str) -> str:
