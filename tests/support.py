@@ -30,9 +30,9 @@ IQN_PREFIX = "iqn.2026-11.org.volattachd.test"
 HOST_A = "iqn.2026-11.org.example:host-a"
 HOST_B = "iqn.2026-11.org.example:host-b"
 
-ADMIN = Caller(uid=0, pid=1, admin=True)
-AGENT = Caller(uid=1000, pid=2)
-OTHER_AGENT = Caller(uid=1001, pid=3)
+ADMIN = Caller(uid=0, pid=1, admin=True, role="admin")
+AGENT = Caller(uid=1000, pid=2, role="agent")
+OTHER_AGENT = Caller(uid=1001, pid=3, role="agent")
 
 #: Long enough for the slowest machine, and never waited for by a test that passes.
 PATIENCE = 30.0

@@ -1266,7 +1266,7 @@ def test_the_status_of_the_daemon(rig: Rig) -> None:
     assert status.pop("boot_id")
     assert status == {
         "ready": True, "degraded": [], "driver": "memory", "portals": ["127.0.0.1:3260"], "volumes": 1,
-        "attachments": 1, "pending": [], "seq": 2,
+        "attachments": 1, "pending": [], "seq": 2, "caller": {"uid": 0, "role": "admin"},
     }  # fmt: skip
 
 

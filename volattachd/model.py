@@ -134,17 +134,20 @@ def _ignore(before: Attachment | None, after: Attachment | None) -> None:
 class Caller:
     """Who sent a call: the peer of the socket as the kernel told at accept. ``admin``: may act for others.
 
+    ``role`` is the name of its role, for get_status to show.
+
     ``moved`` is told of each move of an attachment that the call made durable, as before and after (None: gone).
     """
 
     uid: int
     pid: int
     admin: bool = False
+    role: str = ""
     moved: Callable[[Attachment | None, Attachment | None], None] = field(default=_ignore, repr=False, compare=False)
 
 
 #: Who the journal names for what the daemon does by itself.
-DAEMON = Caller(uid=0, pid=0, admin=True)
+DAEMON = Caller(uid=0, pid=0, admin=True, role="admin")
 
 
 @dataclass(frozen=True)

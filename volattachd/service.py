@@ -407,6 +407,7 @@ class Service:
             "pending": [name for name, c in degraded if c.kind == "Pending"],
             "seq": self.journal.seq,
             "boot_id": self.journal.boot_id,
+            "caller": {"uid": caller.uid, "role": caller.role},
         }
 
     def get_metrics(self, caller: Caller) -> str:

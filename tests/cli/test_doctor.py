@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -267,7 +268,7 @@ class Everybody(Access):
 
 
 @pytest.mark.parametrize("role", Role)
-def test_the_role_is_told_and_nothing_happens(role: Role, tmp_path: Path) -> None:
+def test_the_role_is_shown_and_nothing_happens(role: Role, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(tmp_path)
     rig.register("vol-1")
     rig.service.reserve_volume(AGENT, "vol-1")
@@ -276,6 +277,8 @@ def test_the_role_is_told_and_nothing_happens(role: Role, tmp_path: Path) -> Non
     with served(path, rig.service, access=Everybody(role)), Connection(str(path)) as connection:
         daemon = facts.ask(connection)
     assert rig.journal.history(limit=100) == before
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == (1 if role is Role.NOBODY else 0), "no call fails to find out the role"
     if role is Role.NOBODY:
         assert type(daemon.error).__name__ == "PermissionDenied"
     else:
@@ -292,12 +295,10 @@ def test_the_command_ends_with_9_where_there_is_a_problem(run: Run) -> None:
 
 
 def test_the_command_as_json(run: Run) -> None:
-    script = [result({**STATUS, "driver": "memory", "portals": []}), result([]), result([])]
-    script += [failure(-32602, "it lacks what it requires"), failure(1008, "needs the role admin")]
+    caller = {"uid": 1000, "role": "agent"}
+    script = [result({**STATUS, "driver": "memory", "portals": [], "caller": caller}), result([]), result([])]
     ran = run("--json", "doctor", script=script)
     told = json.loads(ran.out)
     assert all(set(finding) == {"level", "check", "message", "correction"} for finding in told)
     assert {"level": "ok", "check": "role", "message": "this user is agent", "correction": None} in told
-    assert [method for method, _ in ran.asked] == [
-        *("get_status", "list_volumes", "list_attachments", "unreserve_volume", "unregister_volume")
-    ]
+    assert [method for method, _ in ran.asked] == ["get_status", "list_volumes", "list_attachments"]

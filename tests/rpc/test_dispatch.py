@@ -150,7 +150,7 @@ def test_every_call_needs_its_role_before_anything_else_is_looked_at(method: Any
 def test_the_handler_is_told_who_calls(role: Role) -> None:
     handlers = Handlers()
     ask(request("list_volumes"), handlers, role)
-    assert handlers.callers == [Caller(uid=1000, pid=42, admin=role is Role.ADMIN)]
+    assert handlers.callers == [Caller(uid=1000, pid=42, admin=role is Role.ADMIN, role=role.name.lower())]
 
 
 @pytest.mark.parametrize(

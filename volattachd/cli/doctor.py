@@ -68,7 +68,7 @@ def check_role(daemon: Daemon, _: Host) -> Iterator[Finding]:
     """This user may attach."""
     if daemon.error is None:
         told = f"this user is {daemon.role}"
-        may = daemon.role in ("agent", "admin")
+        may = daemon.role in ("agent", "provisioner", "admin")
         yield Finding(OK, "role", told) if may else Finding(WARNING, "role", told, _HOW_TO_BE_AGENT)
 
 

@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from volattachd import __version__
-from volattachd.errors import InvalidParams, PermissionDenied, VolattachError
+from volattachd.errors import VolattachError
 from volattachd.rpc.connection import Connection
 from volattachd.rpc.exchange import ClientError
-
-#: Calls that lack what they require: the role is checked first, so the answer tells it, and nothing can happen.
-_PROBES = {"agent": "unreserve_volume", "admin": "unregister_volume"}
 
 _MODULES = ("target_core_mod", "iscsi_target_mod", "iscsi_tcp")
 #: Sockets in the abstract namespace that tell who runs.
@@ -80,22 +77,10 @@ def ask(connection: Connection) -> Daemon:
             status=status,
             volumes=tuple(connection.call("list_volumes")),
             attachments=tuple(connection.call("list_attachments")),
-            role=_role(connection),
+            role=str((status.get("caller") or {}).get("role") or "unknown"),
         )
     except (VolattachError, ClientError) as error:
         return Daemon(connection.address, error)
-
-
-def _role(connection: Connection) -> str:
-    role = "reader"
-    for name, method in _PROBES.items():
-        try:
-            connection.call(method, {})
-        except PermissionDenied:
-            return role
-        except InvalidParams:
-            role = name
-    return role
 
 
 def look(portals: Mapping[str, str], root: str = "/") -> Host:

@@ -161,7 +161,9 @@ def status(result: Any) -> str:
     fields += [("degraded", text(reason)) for reason in result.get("degraded") or []]
     plain = ("version", "driver", "volumes", "attachments", "seq", "boot_id")
     fields += [(_label(name), text(result.get(name))) for name in plain]
-    return record([*fields, ("portals", _joined(result, "portals")), ("pending", _joined(result, "pending"))])
+    caller = result.get("caller") or {}
+    fields += [("portals", _joined(result, "portals")), ("pending", _joined(result, "pending"))]
+    return record([*fields, ("caller", f"uid {text(caller.get('uid'))}, role {text(caller.get('role'))}")])
 
 
 def reconciliation(result: Any) -> str:

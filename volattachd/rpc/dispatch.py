@@ -57,7 +57,7 @@ class Client:
 
     def caller(self, moved: Callable[[Attachment | None, Attachment | None], None]) -> Caller:
         """The peer as the caller of one call; ``moved`` is told what it moves."""
-        return Caller(self.peer.uid, self.peer.pid, self.role >= Role.ADMIN, moved)
+        return Caller(self.peer.uid, self.peer.pid, self.role >= Role.ADMIN, self.role.name.lower(), moved)
 
 
 class Dispatcher:

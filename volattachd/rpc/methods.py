@@ -195,6 +195,14 @@ STATUS: Schema = {
         "pending": {"type": "array", "items": VOLUME_ID},
         "seq": {"type": "integer", "description": "the journal's last sequence number"},
         "boot_id": {"type": "string"},
+        "caller": {
+            "type": "object",
+            "description": "who the daemon takes the caller for",
+            "properties": {
+                "uid": {"type": "integer"},
+                "role": {"type": "string", "enum": [role.name.lower() for role in Role if role]},
+            },
+        },
     },
 }
 METRICS: Schema = {

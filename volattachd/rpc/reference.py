@@ -74,6 +74,7 @@ _SAMPLES: dict[str, Any] = {
     "subscribed": True,
     "at": 1790000060.0,
     "boot_id": "c0ffee00-1111-4222-8333-444455556666",
+    "caller": {"uid": 0, "role": "admin"},
     "uid": 0,
     "pid": 4711,
     "call": "attach",

@@ -100,6 +100,13 @@ class Reconciliation(TypedDict):
     volumes: list[Reconciled]
 
 
+class StatusCaller(TypedDict):
+    """Who the daemon takes the caller for."""
+
+    uid: int
+    role: Literal["reader", "agent", "admin"]
+
+
 class Status(TypedDict):
     """How the daemon is."""
 
@@ -113,6 +120,7 @@ class Status(TypedDict):
     pending: list[str]
     seq: int
     boot_id: str
+    caller: StatusCaller
 
 
 class Subscription(TypedDict):
