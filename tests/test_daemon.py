@@ -185,6 +185,11 @@ def test_a_signal_ends_it_in_order(start: Start, number: int) -> None:
     assert daemon.process.wait(PATIENCE) == 0
 
 
+def test_the_first_error_of_a_call_is_an_increase_from_0(start: Start) -> None:
+    running = start().ready()
+    assert 'volattachd_calls_total{call="attach",outcome="DriverError"} 0.0' in running.call("get_metrics")
+
+
 def test_a_hangup_is_survived_and_users_are_looked_up_again(start: Start) -> None:
     daemon = start().ready()
     with Wire(daemon.socket) as wire:

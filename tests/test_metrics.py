@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from volattachd.daemon import _handlers
 from volattachd.drivers.base import Difference
 from volattachd.exposition import Counted, write_text
 from volattachd.journal import Change, Journal
-from volattachd.metrics import Metrics
+from volattachd.metrics import ALERTING, Metrics
 from volattachd.model import State, Status
 from volattachd.rpc.access import Peer
 from volattachd.rpc.dispatch import Client, Dispatcher
-from volattachd.rpc.methods import Role
+from volattachd.rpc.methods import METHODS, Role
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 CLIENT = Client(Peer(42, 0, frozenset()), Role.ADMIN)
@@ -114,6 +115,19 @@ def test_calls_are_counted_by_outcome_and_timed(rig: Rig) -> None:
     assert value(samples, "call_duration_seconds_bucket", call="detach", le="+Inf") == 2
     assert (value(samples, "call_duration_seconds_sum", call="detach") or -1) >= 0
     assert not [labels for _, labels in samples if ("call", "nonsense") in labels], "names that callers made up"
+
+
+ALERT = re.compile(r'^    increase\(volattachd_calls_total\{outcome=~"(?P<outcomes>[^"]+)"\}', re.MULTILINE)
+
+
+def test_every_call_has_the_outcomes_that_the_documented_alert_asks_for_at_0_from_the_start() -> None:
+    found = ALERT.search(Path("docs/monitoring.md").read_text())
+    assert found
+    samples = read(write_text(Counted(Metrics(method.name for method in METHODS))))
+    for method in METHODS:
+        for outcome in ("ok", *found["outcomes"].split("|")):
+            assert value(samples, "calls_total", call=method.name, outcome=outcome) == 0
+    assert sum(name == "volattachd_calls_total" for name, _ in samples) == len(METHODS) * (1 + len(ALERTING))
 
 
 def test_a_commit_is_timed(tmp_path: Path) -> None:

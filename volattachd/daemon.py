@@ -152,7 +152,7 @@ class Daemon:
         settings = self._settings
         access = Access(settings)
         driver = registry.load(settings.driver)(settings.iqn_prefix, _portals_at_start(settings))
-        metrics = Metrics()
+        metrics = Metrics(method.name for method in METHODS)
         journal = Journal(settings.state_dir, on_failure=self._journal_failed, on_commit=metrics.measure_commit)
         records.STARTING.tell(
             version=__version__,

@@ -18,6 +18,10 @@ _CALL_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 _COMMIT_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 
+#: The outcomes of calls that alerts ask for (docs/monitoring.md).
+ALERTING = ("DriverError", "Busy", "InternalError")
+
+
 class Durations:
     """How many of the seconds that were measured lie below each bound, and their sum."""
 
@@ -33,12 +37,18 @@ class Durations:
 
 
 class Metrics:
-    """The numbers of one daemon, since it started."""
+    """The numbers of one daemon, since it started.
 
-    def __init__(self) -> None:
+    A series that appears with its first event has no increase that an alert could see. So every call of ``calls`` has
+    "ok" and each alerting outcome at 0 from the start; the names are those of a table, and so is their number.
+    """
+
+    def __init__(self, calls: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
         #: Answered calls by the name of the call and "ok" or the kind of its error, and how long calls took.
-        self.calls: Counter[tuple[str, str]] = Counter()
+        self.calls: Counter[tuple[str, str]] = Counter(
+            {(call, outcome): 0 for call in calls for outcome in ("ok", *ALERTING)}
+        )
         self.call_seconds: defaultdict[str, Durations] = defaultdict(lambda: Durations(_CALL_BOUNDS))
         self.commit_seconds = Durations(_COMMIT_BOUNDS)
         #: What passes mended, by kind of difference.
