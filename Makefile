@@ -17,7 +17,7 @@ AGENT := tests/guest/inside/agent
 CHECKED := volattachd demo manual tests bench
 
 
-.PHONY: help demo test test-agent test-package soak bench lint format docs docs-check guest-test guest-shell deb clean
+.PHONY: help demo test test-agent test-package soak mutants bench lint format docs docs-check guest-test guest-shell deb clean
 .PHONY: demo-packages test-packages story-packages bench-packages deb-packages suite-packages python-packages
 .NOTPARALLEL:
 
@@ -27,6 +27,7 @@ help:
 	@echo "make test-agent     the agent on hosts with a real initiator, in guests"
 	@echo "make test-package   build the Debian packages, install and use them under a real systemd"
 	@echo "make soak           the long versions of the fault, power and model tests: hours (ARGS='--parts 8 --only 3')"
+	@echo "make mutants        change the code of the named modules line by line: do the tests notice? (ARGS=service)"
 	@echo "make bench          volattachd beside its peers in a guest: docs/performance (ARGS='--sizes 0,100' for less)"
 	@echo "make lint           ruff and mypy"
 	@echo "make format         ruff mends what it can"
@@ -54,6 +55,10 @@ test-package: story-packages $(READY)
 soak: test-packages $(READY)
 	@echo "==> pytest, the long way: a part on each processor"
 	@$(RUN) -m tests.soak $(ARGS)
+
+mutants: $(READY)
+	@echo "==> mutants: every small change of a named module, each with the tests that execute it"
+	@$(RUN) -m tests.mutation $(ARGS)
 
 bench: bench-packages $(VENV)/.bench-ready
 	@echo "==> bench: two guests, the measurements, docs/performance"
