@@ -14,7 +14,7 @@ DEB_PACKAGES := build-essential debhelper dh-python pybuild-plugin-pyproject pyt
 STORY_PACKAGES = $(DEB_PACKAGES) $(GUEST_PACKAGES) lintian zsh fish
 BENCH_PACKAGES = $(GUEST_PACKAGES) qemu-system-x86
 AGENT := tests/guest/inside/agent
-CHECKED := volattachd demo manual tests bench
+CHECKED := volattachd demo docgen tests bench
 
 
 .PHONY: help demo test test-agent test-package soak mutants bench lint format docs docs-check guest-test guest-shell deb clean
@@ -75,13 +75,13 @@ format: $(READY)
 	@$(RUN) -m ruff format $(CHECKED) packaging
 
 docs: $(READY)
-	@$(RUN) -m volattachd.rpc.reference
-	@$(RUN) -m manual
+	@$(RUN) -m docgen.reference
+	@$(RUN) -m docgen
 
 docs-check: $(READY)
 	@echo "==> generated documents"
-	@$(RUN) -m volattachd.rpc.reference --check
-	@$(RUN) -m manual --check
+	@$(RUN) -m docgen.reference --check
+	@$(RUN) -m docgen --check
 
 guest-test: test-packages $(READY)
 	@test -n "$(T)" || { echo "say which: make guest-test T=tests/guest/inside/test_calls.py::NAME" >&2; exit 2; }

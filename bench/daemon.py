@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from bench.peers.base import PORTAL
 from volattachd.config import Config
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs.tree import ConfigFs
 from volattachd.drivers.lio import LioDriver
-from volattachd.journal import Journal
+from volattachd.state.journal import Journal
 
 T = TypeVar("T")
 

@@ -27,9 +27,9 @@ from bench.peers.targetcli import Targetcli
 from bench.peers.tgt import Tgt
 from bench.summary import BUDGET, PATIENCE
 from bench.target import count_targets, shape_of
-from tests.crowd import add_crowd
-from volattachd.journal import Journal
-from volattachd.rpc.client import Client
+from tests.load import add_crowd
+from volattachd.client.sync import Client
+from volattachd.state.journal import Journal
 
 SIZE = 1 << 20
 #: What the peers are, and the most others that they are tried beside: tgt knows nothing of LIO's exports.

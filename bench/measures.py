@@ -21,15 +21,15 @@ from bench.peers.base import ADDRESS, PORT, Peer, Piece
 from bench.peers.ours import ATTACH, DETACH, Ours, params_of
 from bench.target import ROOT
 from bench.yardsticks import BareCommits, Echo, Line, read_bare
-from tests.faults.seam import CountedFs, Operation, Seam
+from tests.faults.injection import CountedFs, Operation, Seam
+from volattachd.client.sync import Client
 from volattachd.config import Config
 from volattachd.drivers.base import Portal
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs.tree import ConfigFs
 from volattachd.drivers.lio import LioDriver
-from volattachd.journal import Journal
 from volattachd.model import Caller
-from volattachd.rpc.client import Client
-from volattachd.service import Service
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
 
 T = TypeVar("T")
 

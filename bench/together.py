@@ -29,7 +29,7 @@ from bench.peers.base import INITIATOR, Piece
 from bench.peers.ours import ATTACH, DETACH, params_of
 from bench.target import is_gone, is_granted
 from bench.yardsticks import Line
-from volattachd.rpc.client import Client
+from volattachd.client.sync import Client
 
 SIZE = 1 << 20
 COUNT = 32

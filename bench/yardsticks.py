@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.faults.seam import Operation
-from volattachd.schema import LOG_PAGES
+from tests.faults.injection import Operation
+from volattachd.state.schema import LOG_PAGES
 
 #: As many bytes as a row of the journal and its line of history have together, about.
 _ROW = b"x" * 1024

@@ -15,8 +15,8 @@ from demo.initiators import Surprise
 from demo.screen import Screen
 from demo.stage import Stage
 from demo.story import Story
+from volattachd.client.sync import ClientError
 from volattachd.errors import VolattachError
-from volattachd.rpc.client import ClientError
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from demo.initiators import Surprise
+from volattachd.client.sync import Client, ClientError
 from volattachd.errors import VolattachError
-from volattachd.rpc.client import Client, ClientError
 
 VOLUME = "demo"
 VOLUME_BYTES = 64 << 20

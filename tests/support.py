@@ -14,17 +14,17 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from volattachd.api.access import Access
 from volattachd.config import Config
 from volattachd.daemon import _handlers
 from volattachd.drivers.base import Portal, Step
 from volattachd.drivers.memory import MemoryDriver, SimulatedExport
 from volattachd.errors import Busy, DriverError
-from volattachd.journal import Journal
 from volattachd.model import Attachment, Caller, Device, Export, Mode, Secret, State, Volume
-from volattachd.rpc.access import Access
 from volattachd.rpc.dispatch import Dispatcher
 from volattachd.rpc.server import Limits, Server
-from volattachd.service import Service
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
 
 IQN_PREFIX = "iqn.2026-11.org.volattachd.test"
 HOST_A = "iqn.2026-11.org.example:host-a"

@@ -10,19 +10,19 @@ from typing import Any
 import fastjsonschema
 import pytest
 
+from docgen import reference
+from volattachd.api.methods import METHODS, Method
 from volattachd.cli.commands import COMMANDS
-from volattachd.cli.exits import EXITS
+from volattachd.cli.exit_codes import EXITS
 from volattachd.errors import kinds
 from volattachd.lifecycle import TRANSITIONS
 from volattachd.model import State
-from volattachd.rpc import reference
-from volattachd.rpc.methods import METHODS, Method
 
 CLI_PAGE = (reference.DOCS / "cli.md").read_text(encoding="utf-8")
 
 
 def test_the_generated_pages_are_up_to_date() -> None:
-    assert reference.stale() == [], "run: python -m volattachd.rpc.reference"
+    assert reference.stale() == [], "run: python -m docgen.reference"
 
 
 def test_check_names_a_stale_page_and_writing_mends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

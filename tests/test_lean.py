@@ -79,7 +79,7 @@ def test_the_way_to_an_initiator_is_asked_for_without_all_of_pyroute2() -> None:
     """Where this fails the daemon works, and its first attachment takes eight times as long to import what it needs."""
     program = """if True:
         import sys
-        from volattachd.portals import default_portals, reachable_portals
+        from volattachd.host.portals import default_portals, reachable_portals
         print(reachable_portals(default_portals(), "127.0.0.1")[0].address, {"asyncio", "pyroute2"} & set(sys.modules))
         import pyroute2
         print(pyroute2.IPRoute.__name__)"""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import PATIENCE, Rig, serving
-from volattachd.rpc import client
+from volattachd.client import sync
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/python.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def test_an_example_prints_what_the_page_says(program: str, printed: str, tmp_pa
     rig.register("vol-1")
     path = tmp_path / "d.sock"
     with serving(path, rig.service):
-        text = program.replace(client.DEFAULT_SOCKET, str(path))
+        text = program.replace(sync.DEFAULT_SOCKET, str(path))
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-W", "error", "-c", text]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
@@ -40,5 +40,5 @@ def test_an_example_prints_what_the_page_says(program: str, printed: str, tmp_pa
 
 def test_the_page_names_every_error_of_the_client() -> None:
     named = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
-    errors = {name for name in client.__all__ if isinstance(getattr(client, name), type) and name != "Client"}
+    errors = {name for name in sync.__all__ if isinstance(getattr(sync, name), type) and name != "Client"}
     assert named == errors - {"ClientError"}

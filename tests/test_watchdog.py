@@ -24,12 +24,12 @@ from tests.support import (
     serving,
     wait_until,
 )
+from volattachd.api.access import Access
 from volattachd.config import Config
-from volattachd.journal import Journal
-from volattachd.rpc.access import Access
 from volattachd.rpc.dispatch import Dispatcher
 from volattachd.rpc.server import Limits, Server
-from volattachd.service import Service
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
 from volattachd.watchdog import Watchdog
 
 

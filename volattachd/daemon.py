@@ -22,19 +22,21 @@ from typing import Any
 
 import sdnotify
 
-from volattachd import __version__, config, logs, records
+from volattachd import __version__, config
+from volattachd.api import openrpc
+from volattachd.api.access import Access
+from volattachd.api.methods import METHODS
 from volattachd.drivers import registry
 from volattachd.drivers.base import Portal, TargetDriver
 from volattachd.errors import ConfigError, DriverError, JournalDamaged, JournalUnusable
-from volattachd.hostwatch import HostWatch
-from volattachd.journal import Journal
-from volattachd.metrics import Metrics
-from volattachd.portals import names_interface, resolve_portals
-from volattachd.rpc import openrpc, server
-from volattachd.rpc.access import Access
+from volattachd.host.portals import names_interface, resolve_portals
+from volattachd.host.watch import HostWatch
+from volattachd.rpc import server
 from volattachd.rpc.dispatch import Dispatcher
-from volattachd.rpc.methods import METHODS
-from volattachd.service import Service
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
+from volattachd.telemetry import journald, messages
+from volattachd.telemetry.metrics import Metrics
 from volattachd.watchdog import Watchdog
 
 #: Those that have a name in sysexits.h are as there: EX_DATAERR, EX_CONFIG. The unit does not start again after them.
@@ -44,11 +46,11 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DAMAGED, EXIT_CONFIG = 0, 1, 2, 65, 78
 def main(argv: Sequence[str] | None = None) -> int:
     """The program ``volattachd``; the answer is its exit code."""
     options = build_parser().parse_args(argv)
-    logs.set_up(logging.DEBUG if options.debug else logging.INFO)
+    journald.set_up(logging.DEBUG if options.debug else logging.INFO)
     try:
         return _run(options)
     finally:
-        logs.let_go(sys.stderr)
+        journald.let_go(sys.stderr)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -59,10 +61,10 @@ def _run(options: argparse.Namespace) -> int:
             return EXIT_OK
         return Daemon(settings).run()
     except ConfigError as error:
-        records.CONFIG_REFUSED.tell(reason=error)
+        messages.CONFIG_REFUSED.tell(reason=error)
         return _end_with(error, EXIT_CONFIG)
     except (JournalUnusable, DriverError) as error:
-        records.START_FAILED.tell(reason=error)
+        messages.START_FAILED.tell(reason=error)
         return _end_with(error, EXIT_DAMAGED if isinstance(error, JournalDamaged) else EXIT_FAILED)
 
 
@@ -141,7 +143,7 @@ class Daemon:
         parts.watchdog.start()
         gc.freeze()  # what a start has made stays: no collection, which every call would wait for, looks at it again
         gc.enable()
-        records.READY.tell(socket=self._settings.socket)
+        messages.READY.tell(socket=self._settings.socket)
         self._notify("READY=1")
         self._tell_status(parts.service)
         self._wait(parts)
@@ -154,7 +156,7 @@ class Daemon:
         driver = registry.load(settings.driver)(settings.iqn_prefix, _portals_at_start(settings))
         metrics = Metrics(method.name for method in METHODS)
         journal = Journal(settings.state_dir, on_failure=self._journal_failed, on_commit=metrics.measure_commit)
-        records.STARTING.tell(
+        messages.STARTING.tell(
             version=__version__,
             driver=driver.name,
             portals=", ".join(map(str, driver.portals)),
@@ -180,7 +182,7 @@ class Daemon:
         try:
             body()
         except Exception:  # noqa: BLE001 - told with its traceback, and the daemon ends
-            records.THREAD_FAILED.tell(thread=threading.current_thread().name)
+            messages.THREAD_FAILED.tell(thread=threading.current_thread().name)
             self._fail()
 
     def _set_up_signals(self) -> None:
@@ -190,7 +192,7 @@ class Daemon:
 
     def _journal_failed(self, error: BaseException) -> None:
         """What is on the disk is unknown until it is read again: end, and let the supervisor start us anew."""
-        records.JOURNAL_FAILED.tell(reason=error)
+        messages.JOURNAL_FAILED.tell(reason=error)
         self._fail()
 
     def _fail(self) -> None:
@@ -209,9 +211,9 @@ class Daemon:
         """SIGHUP: names of users and groups are looked up again. Other keys need a restart, which harms nobody."""
         try:
             parts.server.access = Access(self._settings)
-            records.RELOADED.tell()
+            messages.RELOADED.tell()
         except ConfigError as error:
-            records.NOT_RELOADED.tell(reason=error)
+            messages.NOT_RELOADED.tell(reason=error)
 
     def _feed_watchdog(self, service: Service) -> None:
         self._notify("WATCHDOG=1")
@@ -224,7 +226,7 @@ class Daemon:
 
     def _stop(self, parts: _Parts) -> None:
         self._notify("STOPPING=1")
-        records.STOPPING.tell()
+        messages.STOPPING.tell()
         parts.watchdog.stop()
         parts.server.stop()
         parts.service.upkeep.stop()

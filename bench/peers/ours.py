@@ -6,7 +6,7 @@ import time
 from typing import Any, ClassVar
 
 from bench.peers.base import INITIATOR, Peer, Piece
-from volattachd.rpc.client import Client
+from volattachd.client.sync import Client
 
 CONNECTOR = {"initiator": INITIATOR, "host": "bench", "ip": "127.0.0.1", "multipath": False}
 ATTACH = ("reserve_volume", "initialize_connection", "attach")

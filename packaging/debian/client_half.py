@@ -11,7 +11,7 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 
 AGENT = ("cli", "agent")
-CLIENTS = ("errors.py", "model.py", "lifecycle.py", "rpc/client.py", "rpc/aio.py")
+CLIENTS = ("errors.py", "model.py", "lifecycle.py", "client/sync.py", "client/aio.py")
 
 
 def main(daemon: str, agent: str, shared: str) -> None:

@@ -19,17 +19,17 @@ import pytest
 
 from tests.agent.contract import *  # noqa: F403 - the suite
 from tests.agent.contract import Bench
-from tests.drivers.test_tgt import MISSING, TgtCase
+from tests.drivers.tgt.test_driver import MISSING, TgtCase
 from tests.support import ADMIN, make_file, serving, wait_until
 from volattachd.agent import Agent, SentAgain
 from volattachd.agent.connectors import base, qemu, registry  # noqa: F401 - a child without rights has them already
 from volattachd.agent.connectors.base import Connection
+from volattachd.api.access import Access
+from volattachd.client.sync import Client
 from volattachd.config import Config
 from volattachd.errors import SessionActive
-from volattachd.journal import Journal
-from volattachd.rpc.access import Access
-from volattachd.rpc.client import Client
-from volattachd.service import Service
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
 
 NOBODY = pwd.getpwnam("nobody")
 SECRET = "s0123456789abcdef"

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from docgen.reference import example_result
 from tests.cli.conftest import Run
 from tests.cli.fake_daemon import failure, result
+from volattachd.api.methods import BY_NAME
 from volattachd.cli.commands import COMMANDS
-from volattachd.rpc.methods import BY_NAME
-from volattachd.rpc.reference import example_result
 
 UUID = "6f1c8a52-9d0e-4b7a-8f23-5c1d2e3f4a5b"
 

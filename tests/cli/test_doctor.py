@@ -15,14 +15,14 @@ from tests.cli.conftest import Run
 from tests.cli.fake_daemon import failure, result
 from tests.support import AGENT, Rig
 from tests.support import serving as served
+from volattachd.api.access import Access, Peer
+from volattachd.api.methods import Role
 from volattachd.cli import doctor, facts
 from volattachd.cli.doctor import CHECKS, Finding
 from volattachd.cli.facts import Daemon, Host, Session
+from volattachd.client.connection import Connection
+from volattachd.client.protocol import AccessRefused, Unreachable
 from volattachd.config import Config
-from volattachd.rpc.access import Access, Peer
-from volattachd.rpc.connection import Connection
-from volattachd.rpc.exchange import AccessRefused, Unreachable
-from volattachd.rpc.methods import Role
 
 NAME = "iqn.1993-08.org.debian:01:host1"
 TARGET = "iqn.2026-11.org.volattachd:vol-1.12345678"

@@ -18,31 +18,30 @@ from tests.cli.fake_daemon import result, serving
 
 ROOT = Path(volattachd.__path__[0])
 CLI = sorted(f"volattachd.cli.{path.stem}" for path in Path(volattachd.cli.__path__[0]).glob("[a-z]*.py"))
-RPC = [
-    f"volattachd.rpc.{name}"
-    for name in ("aio", "calls", "client", "connection", "exchange", "results", "ssh", "transport", "unix")
-]
-CLIENT_HALF = ["volattachd.errors", "volattachd.model", "volattachd.lifecycle", *RPC, *CLI]
+CLIENT = sorted(f"volattachd.client.{path.stem}" for path in (ROOT / "client").glob("[a-z]*.py"))
+CLIENT_HALF = ["volattachd.errors", "volattachd.model", "volattachd.lifecycle", *CLIENT, *CLI]
 
 ALLOWED = {
     "volattachd",
+    "volattachd.api",
+    "volattachd.api.methods",
     "volattachd.cli",
+    "volattachd.client",
     "volattachd.errors",
     "volattachd.lifecycle",
     "volattachd.model",
     "volattachd.rpc",
-    "volattachd.rpc.framing",
-    "volattachd.rpc.methods",
     "volattachd.rpc.strictjson",
-    *RPC,
+    *CLIENT,
     *CLI,
 }
 
 #: What a plain command imports beyond what everybody pays who imports argparse, json and socket.
 PLAIN = {
-    *("volattachd", "volattachd.cli", "volattachd.errors", "volattachd.rpc"),
-    *(f"volattachd.cli.{name}" for name in ("commands", "exits", "parser", "rendering")),
-    *(f"volattachd.rpc.{name}" for name in ("connection", "exchange", "strictjson", "transport", "unix")),
+    *("volattachd", "volattachd.cli", "volattachd.client", "volattachd.errors"),
+    *(f"volattachd.cli.{name}" for name in ("commands", "exit_codes", "output", "parser")),
+    *(f"volattachd.client.{name}" for name in ("connection", "protocol", "transport", "unix")),
+    *("volattachd.rpc", "volattachd.rpc.strictjson"),
     *("typing", "typing.io", "typing.re", "contextlib", "grp", "math", "locale"),
 }
 

@@ -15,7 +15,7 @@ from tests.cli.fake_daemon import failure, result, serving
 from volattachd import __version__
 from volattachd.cli import main
 from volattachd.cli.commands import COMMANDS, Command
-from volattachd.cli.exits import EXITS
+from volattachd.cli.exit_codes import EXITS
 from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE
 from volattachd.errors import VolattachError, kinds
 

@@ -21,7 +21,7 @@ import pytest
 from tests.drivers.contract import *  # noqa: F403 - the suite
 from tests.drivers.contract import HOST_A, HOST_B, IQN_PREFIX, Breakage, new_grant, run
 from volattachd.drivers.base import Portal, TargetDriver
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs.tree import ConfigFs
 from volattachd.drivers.lio import LioDriver, load_module
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Device, Export, Grant, Mode, Volume

@@ -75,4 +75,4 @@ def test_what_is_no_driver_is_refused(tmp_path: Path) -> None:
 def test_a_driver_that_is_not_used_is_not_imported() -> None:
     program = "import sys; from volattachd.drivers import registry; registry.load('memory'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not {"volattachd.drivers.lio", "volattachd.drivers.tgt"} & set(done.stdout.split())
+    assert not {"volattachd.drivers.lio", "volattachd.drivers.tgt.driver"} & set(done.stdout.split())

@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Mapping
 
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs.tree import ConfigFs
 
 _DIRECTORY, _ARROW = "directory", "-> "
 _STORE = {

@@ -7,15 +7,15 @@ import sqlite3
 from pathlib import Path
 from typing import Any, cast
 
-from tests.faults.seam import Connect
+from tests.faults.injection import Connect
 from tests.faults.world import Parts
-from volattachd.converge import export_of
+from volattachd.api.views import attachment_view, gone_view
 from volattachd.drivers.lio import Directory, LioDriver, Names, Node, Value
-from volattachd.journal import Journal
 from volattachd.lifecycle import EXPORTED, Call
 from volattachd.model import Attachment, Caller, Export, State, Volume
-from volattachd.service import Service
-from volattachd.views import attachment_view, gone_view
+from volattachd.reconcile.applier import export_of
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
 
 
 class _Changed:

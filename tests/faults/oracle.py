@@ -10,8 +10,8 @@ from typing import Any
 from tests.faults.target import Tree, doors, expected_target, unguarded, users
 from tests.faults.world import VOLUME, Case, Rows, Stage, World
 from volattachd.errors import JournalUnusable
-from volattachd.journal import Journal
 from volattachd.model import Attachment, Mode
+from volattachd.state.journal import Journal
 
 
 class Violation(AssertionError):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.seam import ALONE, BESIDE_ANOTHER, BLOCK, Kind
+from tests.faults.injection import ALONE, BESIDE_ANOTHER, BLOCK, Kind
 from tests.faults.sweep import Clock, Pair, Sweep
 from tests.faults.target import KernelReader
 from tests.faults.world import LIFE_CYCLE, REGISTRY, Case, World
 from tests.figures import RecordFigure
 from tests.soak import PART
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs.tree import ConfigFs
 
 FOREIGN = "iqn.2001-04.com.example:foreign"
 SEED = 20261122

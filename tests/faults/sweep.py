@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults import oracle
+from tests.faults.injection import ALONE, ENDING, KILLS, SQL, Fault, Kind, Operation, ProcessKilled, applies
 from tests.faults.oracle import Violation, require
-from tests.faults.seam import ALONE, ENDING, KILLS, SQL, Fault, Kind, Operation, ProcessKilled, applies
 from tests.faults.target import Tree, read_foreign
 from tests.faults.world import RECONCILE, Case, Life, Rows, Stage, World
 from volattachd.errors import DriverError, JournalFailed, JournalUnusable

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.injection import ALONE, BESIDE_ANOTHER, Fault, Kind, Operation
 from tests.faults.kernel import SimulatedKernel
 from tests.faults.mutants import MUTANTS
 from tests.faults.oracle import Violation
-from tests.faults.seam import ALONE, BESIDE_ANOTHER, Fault, Kind, Operation
 from tests.faults.sweep import ENDS_A_START, Sweep, strikes
 from tests.faults.target import SimulatedReader
 from tests.faults.world import INITIALIZE, LIFE_CYCLE, REGISTRY, Life, Parts, Stage, World

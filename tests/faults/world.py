@@ -14,15 +14,15 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from tests.faults.seam import Connect, CountedFs, Fault, Seam
+from tests.faults.injection import Connect, CountedFs, Fault, Seam
 from tests.faults.target import PORTAL, PREFIX, Reader, Tree, read_target
 from volattachd.config import Config
 from volattachd.drivers.base import Portal
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs.tree import ConfigFs
 from volattachd.drivers.lio import LioDriver
-from volattachd.journal import Journal
 from volattachd.model import Attachment, Caller, Export, Volume
-from volattachd.service import Service
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
 
 VOLUME = "vol"
 HOST_A = "iqn.2026-11.com.example:host-a"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import attachment_id
-from volattachd.journal import Journal
+from volattachd.state.journal import Journal
 
 HERE = Path(__file__).parent
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.golden import HERE, facts, state_file
 from tests.support import ADMIN, Rig
-from volattachd.journal import SCHEMA_VERSION
 from volattachd.model import State
+from volattachd.state.journal import SCHEMA_VERSION
 
 IN_EACH_STATE = (State.RESERVED, State.CONNECTED, State.ATTACHED, State.DETACHING, State.DISCONNECTED)
 

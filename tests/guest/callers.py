@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from volattachd.rpc.client import Client, ClientError, NoAnswer
+from volattachd.client.sync import Client, ClientError, NoAnswer
 
 PAUSE = 0.1  # seconds: a guest has one processor
 

@@ -15,7 +15,7 @@ import time
 import uuid
 from typing import Any
 
-from volattachd.rpc.client import Client, Unreachable
+from volattachd.client.sync import Client, Unreachable
 
 TARGETS = "/sys/kernel/config/target/iscsi"
 CALLS = ("reserve_volume", "initialize_connection", "attach", "begin_detaching", "terminate_connection", "detach")

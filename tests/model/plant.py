@@ -21,8 +21,8 @@ from tests.support import ADMIN, IQN_PREFIX, ObedientDriver, attachment_id
 from volattachd.config import Config
 from volattachd.drivers.memory import SimulatedExport
 from volattachd.errors import DriverError, JournalFailed, VolattachError
-from volattachd.journal import Journal
-from volattachd.service import Service
+from volattachd.service.core import Service
+from volattachd.state.journal import Journal
 
 FOREIGN = "iqn.2003-01.org.example:somebody-else"
 _NOBODY = attachment_id((1 << 48) - 1)

@@ -16,10 +16,10 @@ import pytest
 
 from tests.cli.shells import BASH
 from tests.figures import RecordFigure
+from tests.guest.expected import LIFE, calls_told
 from tests.guest.harness.channel import Process
 from tests.guest.harness.guest import Guest
 from tests.guest.storage import log_in
-from tests.guest.told import LIFE, calls_told
 from tests.package.debian import NEXT, ROOT
 from tests.package.installed import CONNECTOR, SERVICE, SOCKET, Installed, install
 from tests.support import wait_until

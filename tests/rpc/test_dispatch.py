@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tests.support import request
+from volattachd.api.access import Peer
+from volattachd.api.methods import METHODS, Role
 from volattachd.errors import JournalFailed, VolattachError, kinds
 from volattachd.model import Caller
 from volattachd.rpc import strictjson
-from volattachd.rpc.access import Peer
 from volattachd.rpc.dispatch import Client, Dispatcher, refusal
-from volattachd.rpc.methods import METHODS, Role
 
 PEER = Peer(42, 1000, frozenset({1000}))
 ID = "00000000-0000-4000-8000-000000000001"

@@ -30,8 +30,8 @@ from tests.support import (
     request,
     serving,
 )
+from volattachd.api.methods import BY_NAME, METHODS
 from volattachd.errors import ConfigError
-from volattachd.rpc.methods import BY_NAME, METHODS
 from volattachd.rpc.server import activated_socket, bind_socket
 
 

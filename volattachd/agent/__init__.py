@@ -6,6 +6,6 @@ with attached("vol-1") as volume:
     print(volume.path)
 """
 
-from volattachd.agent.workflow import Agent, Attached, Detached, SentAgain, attached
+from volattachd.agent.agent import Agent, Attached, Detached, SentAgain, attached
 
 __all__ = ["Agent", "Attached", "Detached", "SentAgain", "attached"]

@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from volattachd.cli import exits
+from volattachd.cli import exit_codes
 from volattachd.cli.commands import Outcome, wrong
+from volattachd.cli.output import machine, render, text
 from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE, build_parser, defaults
-from volattachd.cli.rendering import machine, render, text
+from volattachd.client.connection import Connection
+from volattachd.client.protocol import ClientError
+from volattachd.client.unix import DEFAULT_SOCKET
 from volattachd.errors import VolattachError
-from volattachd.rpc.connection import Connection
-from volattachd.rpc.exchange import ClientError
-from volattachd.rpc.unix import DEFAULT_SOCKET
 
 #: What a shell sets that wants completions: see ``completion``.
 _ASKED_BY_SHELL = "_ARGCOMPLETE"
@@ -31,24 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that went away is no traceback
         return code
     except KeyboardInterrupt as error:
-        return exits.code_of(error)
+        return exit_codes.code_of(error)
     except OSError as error:  # the client's own are ClientErrors: only the output is left
         _drop_output()
-        return exits.code_of(error) if isinstance(error, BrokenPipeError) else _fail(_output_error(error))
+        return exit_codes.code_of(error) if isinstance(error, BrokenPipeError) else _fail(_output_error(error))
 
 
 def _command(argv: Sequence[str]) -> int:
-    code = exits.OK
+    code = exit_codes.OK
     try:
         if _ASKED_BY_SHELL in os.environ:
             _answer_shell()
         args = _parse(argv)
         for outcome in _outcomes(args):
             _print(machine(outcome.result) if args.json else _rendered(outcome, args))
-            code = exits.DEGRADED if wrong(outcome) else code
+            code = exit_codes.DEGRADED if wrong(outcome) else code
     except SystemExit as leaving:  # argparse, after --help and --version
-        return int(leaving.code or exits.OK)
-    except (exits.UsageError, VolattachError, ClientError) as error:
+        return int(leaving.code or exit_codes.OK)
+    except (exit_codes.UsageError, VolattachError, ClientError) as error:
         return _fail(error)
     return code
 
@@ -72,7 +72,7 @@ def _answer_shell() -> None:
 def _address(args: argparse.Namespace) -> str:
     """Where the daemon is: what the command line says goes before the environment, and a host before a socket."""
     if args.host and args.socket:
-        raise exits.UsageError("--host and --socket exclude each other", "--host ssh://HOST/PATH/OF/THE/SOCKET")
+        raise exit_codes.UsageError("--host and --socket exclude each other", "--host ssh://HOST/PATH/OF/THE/SOCKET")
     if args.host or args.socket:
         return _host(args.host, "--host") if args.host else str(args.socket)
     # The far side is there already: a host that names itself for everybody must not call itself for ever.
@@ -82,12 +82,12 @@ def _address(args: argparse.Namespace) -> str:
 
 
 def _host(address: str, source: str) -> str:
-    from volattachd.rpc import ssh
+    from volattachd.client import ssh
 
     try:
         ssh.parse_address(address)
     except ValueError as error:
-        raise exits.UsageError(f"{source}: {error}", "ssh://storage1, say, or ssh://ops@storage1:2222") from None
+        raise exit_codes.UsageError(f"{source}: {error}", "ssh://storage1, say, or ssh://ops@storage1:2222") from None
     return address
 
 
@@ -97,7 +97,7 @@ def _check_utf8(argv: Sequence[str]) -> None:
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise exits.UsageError(f"the argument {word!a} is not UTF-8") from None
+            raise exit_codes.UsageError(f"the argument {word!a} is not UTF-8") from None
 
 
 def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
@@ -128,8 +128,8 @@ def _drop_output() -> None:
     os.close(nowhere)
 
 
-def _fail(error: exits.UsageError | VolattachError | ClientError) -> int:
+def _fail(error: exit_codes.UsageError | VolattachError | ClientError) -> int:
     print(f"volattach: {text(str(error))}", file=sys.stderr)
     if error.correction:
         print(f"try: {text(error.correction)}", file=sys.stderr)
-    return exits.code_of(error)
+    return exit_codes.code_of(error)

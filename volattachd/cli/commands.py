@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from volattachd.cli.exits import UsageError
+from volattachd.cli.exit_codes import UsageError
+from volattachd.client.connection import Connection
+from volattachd.client.protocol import ClientError
 from volattachd.errors import AttachmentNotFound, VolumeNotFound
-from volattachd.rpc.connection import Connection
-from volattachd.rpc.exchange import ClientError
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # compiled where it is wanted: a start is cheap without
 
@@ -60,9 +60,9 @@ def _call_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _call(connection: Connection, args: argparse.Namespace) -> Outcome:
-    from volattachd.cli import arguments  # the method table: no other command needs it, and it costs a start
+    from volattachd.cli.params import parse  # the method table: no other command needs it, and it costs a start
 
-    return Outcome(args.method, connection.call(args.method, arguments.parse(args.method, args.words)))
+    return Outcome(args.method, connection.call(args.method, parse(args.method, args.words)))
 
 
 def _register_options(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +159,7 @@ def _watch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _watch(connection: Connection, args: argparse.Namespace) -> Iterator[Outcome]:
-    from volattachd.cli.watching import changes
+    from volattachd.cli.watch import changes
 
     return (Outcome("volume_changed", row) for row in changes(connection, args.since))
 
@@ -182,7 +182,7 @@ def _completion(_: Connection, args: argparse.Namespace) -> Iterator[Outcome]:
 
 
 def _dial(connection: Connection, _: argparse.Namespace) -> Iterator[Outcome]:
-    from volattachd.cli.relaying import relay
+    from volattachd.cli.dial_stdio import relay
 
     relay(connection.address, connection.timeout)
     return iter(())
@@ -212,9 +212,9 @@ def _attach_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _attach(connection: Connection, args: argparse.Namespace) -> Outcome:
-    from volattachd.cli import attaching  # the agent: no other command needs it
+    from volattachd.cli import attach  # the agent: no other command needs it
 
-    return Outcome("agent.attach", attaching.attach(connection, args))
+    return Outcome("agent.attach", attach.attach(connection, args))
 
 
 def _detach_options(parser: argparse.ArgumentParser) -> None:
@@ -225,9 +225,9 @@ def _detach_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _detach(connection: Connection, args: argparse.Namespace) -> Outcome:
-    from volattachd.cli import attaching
+    from volattachd.cli import attach
 
-    return Outcome("agent.detach", attaching.detach(connection, args))
+    return Outcome("agent.detach", attach.detach(connection, args))
 
 
 COMMANDS: tuple[Command, ...] = (

@@ -10,10 +10,10 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from volattachd.cli.exits import UsageError
+from volattachd.cli.exit_codes import UsageError
+from volattachd.client.connection import Connection
+from volattachd.client.protocol import ClientError
 from volattachd.errors import VolattachError
-from volattachd.rpc.connection import Connection
-from volattachd.rpc.exchange import ClientError
 
 _PATIENCE = 2.0
 #: argcomplete before 3.0 has no code for zsh of its own; zsh takes bash's. As with that of later ones, the text may be
@@ -102,14 +102,14 @@ def _attachments(connection: Connection) -> list[str]:
 
 
 def _methods() -> list[str]:
-    from volattachd.rpc.methods import METHODS
+    from volattachd.api.methods import METHODS
 
     return [method.name for method in METHODS]
 
 
 def _parameters(prefix: str, args: argparse.Namespace, address_of: AddressOf) -> list[str]:
     """``key=`` for what the method takes, and ``volume=NAME``."""
-    from volattachd.rpc.methods import BY_NAME
+    from volattachd.api.methods import BY_NAME
 
     if prefix.startswith("volume="):
         return [f"volume={name}" for name in _asking(address_of, _volumes)(args)]

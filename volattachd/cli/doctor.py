@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from volattachd.cli import facts
 from volattachd.cli.facts import Daemon, Host
-from volattachd.rpc.connection import Connection
+from volattachd.client.connection import Connection
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

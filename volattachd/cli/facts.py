@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from volattachd import __version__
+from volattachd.client.connection import Connection
+from volattachd.client.protocol import ClientError
 from volattachd.errors import VolattachError
-from volattachd.rpc.connection import Connection
-from volattachd.rpc.exchange import ClientError
 
 _MODULES = ("target_core_mod", "iscsi_target_mod", "iscsi_tcp")
 #: Sockets in the abstract namespace that tell who runs.
@@ -107,7 +107,7 @@ def reachable_at(portal: str, address: str) -> str:
         return portal
     if not address.startswith("ssh://"):
         return f"{'[::1]' if host == '[::]' else '127.0.0.1'}:{port}"
-    from volattachd.rpc import ssh
+    from volattachd.client import ssh
 
     name = ssh.resolve(address)
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from volattachd import __version__
-from volattachd.cli import exits
+from volattachd.cli import exit_codes
 from volattachd.cli.commands import COMMANDS
-from volattachd.rpc.connection import DEFAULT_TIMEOUT
-from volattachd.rpc.unix import DEFAULT_SOCKET
+from volattachd.client.connection import DEFAULT_TIMEOUT
+from volattachd.client.unix import DEFAULT_SOCKET
 
 SOCKET_VARIABLE = "VOLATTACHD_SOCKET"
 HOST_VARIABLE = "VOLATTACH_HOST"
@@ -20,7 +20,7 @@ _COLUMNS = 80
 
 _EPILOG = f"""\
 exit codes:
-{exits.table()}
+{exit_codes.table()}
 
 environment, where neither --socket nor --host is given:
   {HOST_VARIABLE}     the daemon's host: ssh://[user@]host[:port][/socket]
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     """argparse that reports as every other error of the command is reported."""
 
     def error(self, message: str) -> NoReturn:
-        raise exits.UsageError(message, f"{self.prog} --help")
+        raise exit_codes.UsageError(message, f"{self.prog} --help")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
-from volattachd.rpc.exchange import ClientError
+from volattachd.client.protocol import ClientError
 
 
 def replace_file(path: str, text: str) -> None:

@@ -39,7 +39,7 @@ from functools import partial
 from typing import ClassVar
 
 from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
-from volattachd.drivers.configfs import ConfigFs, Look
+from volattachd.drivers.configfs.tree import ConfigFs, Look
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Export, Grant, Mode, Volume
 

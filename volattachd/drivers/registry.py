@@ -19,7 +19,7 @@ GROUP = "volattachd.drivers"
 #: The same rows as in pyproject.toml; a test compares them.
 BUILT_IN = {
     "lio": "volattachd.drivers.lio:LioDriver",
-    "tgt": "volattachd.drivers.tgt:TgtDriver",
+    "tgt": "volattachd.drivers.tgt.driver:TgtDriver",
     "memory": "volattachd.drivers.memory:MemoryDriver",
 }
 

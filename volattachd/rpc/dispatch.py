@@ -14,14 +14,14 @@ from typing import Any
 
 import fastjsonschema
 
+from volattachd.api.access import Peer
+from volattachd.api.audit import Observe, Report, observe_nothing
+from volattachd.api.methods import METHODS, Method, Param, Role
 from volattachd.errors import Busy, InvalidInput, InvalidParams, JournalFailed, PermissionDenied, VolattachError
-from volattachd.history import Feed
 from volattachd.model import Attachment, Caller
 from volattachd.rpc import strictjson
-from volattachd.rpc.access import Peer
-from volattachd.rpc.envelope import Error, Result, Success, answer_request, refuse_request
-from volattachd.rpc.methods import METHODS, Method, Param, Role
-from volattachd.rpc.report import Observe, Report, observe_nothing
+from volattachd.rpc.jsonrpc import Error, Result, Success, answer_request, refuse_request
+from volattachd.state.history import Feed
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INTERNAL_ERROR = -32700, -32600, -32601, -32603
 _JSONRPC_KINDS = {

@@ -19,16 +19,16 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from volattachd import records
+from volattachd.api.access import Access, Peer, peer_of
+from volattachd.api.methods import Role
+from volattachd.concurrency.locks import Deadline
 from volattachd.errors import Busy, ConfigError
-from volattachd.lock import is_past_running
 from volattachd.rpc import strictjson
-from volattachd.rpc.access import Access, Peer, peer_of
 from volattachd.rpc.dispatch import Client, Dispatcher, error_data, refusal
-from volattachd.rpc.events import ConnectionFeed, Outlet, wait_for
 from volattachd.rpc.framing import Decoder, Frame
-from volattachd.rpc.methods import Role
-from volattachd.turns import Deadline
+from volattachd.rpc.notifications import ConnectionFeed, Outlet, wait_for
+from volattachd.state.lock import is_past_running
+from volattachd.telemetry import messages
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Server:
         except BlockingIOError:
             return  # the client went away again
         except OSError as error:
-            records.ACCEPT_FAILED.tell(reason=error)
+            messages.ACCEPT_FAILED.tell(reason=error)
             threading.Event().wait(0.1)  # out of descriptors, say: do not spin
             return
         self._admit(connection)
@@ -132,7 +132,7 @@ class Server:
         try:
             peer = peer_of(connection)
         except OSError as error:
-            records.PEER_UNKNOWN.tell(reason=error)
+            messages.PEER_UNKNOWN.tell(reason=error)
             connection.close()
             return
         role = Role.READER if own else self.access.role_of(peer)
@@ -150,7 +150,7 @@ class Server:
             self._unregister(connection)
 
     def _turn_away(self, connection: socket.socket, peer: Peer, refusal: Busy) -> None:
-        records.CONNECTION_REFUSED.tell(uid=peer.uid, pid=peer.pid, reason=refusal.message)
+        messages.CONNECTION_REFUSED.tell(uid=peer.uid, pid=peer.pid, reason=refusal.message)
         connection.setblocking(False)
         _tell(Outlet(connection, 0), refusal)
         connection.close()

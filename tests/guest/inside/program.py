@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from volattachd.client.sync import Client
 from volattachd.errors import VolattachError
-from volattachd.rpc.client import Client
 
 OUT = Path("/host/out")
 LOG = OUT / "volattachd.log"

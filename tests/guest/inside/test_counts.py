@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.crowd import add_crowd
-from tests.faults.seam import Operation
+from tests.faults.injection import Operation
 from tests.faults.target import PREFIX, KernelReader
 from tests.faults.world import ATTACH, BEGIN, DETACH, INITIALIZE, RESERVE, TERMINATE, VOLUME, Stage, World
 from tests.figures import RecordFigure
+from tests.load import add_crowd
 from tests.support import make_file
-from volattachd.drivers.configfs import ConfigFs
+from volattachd.drivers.configfs.tree import ConfigFs
 
 GUEST = {"timeout": 600.0}
 

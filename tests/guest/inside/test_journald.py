@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 
+from tests.guest.expected import LIFE, Entry, calls_told
 from tests.guest.inside.conftest import remove_volume
 from tests.guest.inside.initiator import Initiator, run
 from tests.guest.inside.program import Program, connector, is_installed
-from tests.guest.told import LIFE, Entry, calls_told
-from volattachd import logs, records
-from volattachd.records import Told
-from volattachd.rpc.exchange import RemoteError
+from volattachd.client.protocol import RemoteError
+from volattachd.telemetry import messages
+from volattachd.telemetry.journald import JOURNAL_SOCKET, JournalHandler
+from volattachd.telemetry.messages import Told
 
 REPO = Path(__file__).parents[3]
 RUNTIME = Path("/run/systemd/journal")
@@ -134,7 +135,7 @@ def story(program: Program, host1: Initiator, new_device: Callable[[str], str]) 
     )
     os.rename(path + ".away", path)
     other = program.call("initialize_connection", volume="vol-2", connector=connector(host1.name))
-    denied = "from volattachd.rpc.client import Client; Client(sys.argv[1], 9).call('list_volumes')"
+    denied = "from volattachd.client.sync import Client; Client(sys.argv[1], 9).call('list_volumes')"
     program.socket.chmod(0o666)
     program.socket.parent.chmod(0o711)
     as_nobody = f"import os, sys; sys.path.insert(0, '/host/repo'); os.setuid(65534); {denied}"
@@ -151,9 +152,9 @@ def story(program: Program, host1: Initiator, new_device: Callable[[str], str]) 
 def test_the_life_of_a_volume_is_told_call_by_call(story: list[str], journald: Journald) -> None:
     entries = journald.entries("_UID=0", "VOLATTACH_VOLUME=vol-1")
     assert calls_told(entries) == LIFE
-    refused = [e["VOLATTACH_ERROR"] for e in entries if e["MESSAGE_ID"] == records.CALL_REFUSED.id]
+    refused = [e["VOLATTACH_ERROR"] for e in entries if e["MESSAGE_ID"] == messages.CALL_REFUSED.id]
     assert refused == ["InvalidVolume", "SessionActive"]
-    done = [e.get("VOLATTACH_ATTACHMENT") for e in entries if e["MESSAGE_ID"] == records.CALL_DONE.id]
+    done = [e.get("VOLATTACH_ATTACHMENT") for e in entries if e["MESSAGE_ID"] == messages.CALL_DONE.id]
     assert done[0] is None and done[1] is not None and len(set(done[1:])) == 1
     for entry in entries:
         assert (entry["_UID"], entry["VOLATTACH_PEER_UID"], entry["PRIORITY"]) == ("0", "0", "6")
@@ -171,19 +172,19 @@ def test_calls_that_look_are_not_told(story: list[str], program: Program, journa
 
 
 def test_every_record_is_of_a_kind_of_the_table_and_has_its_priority(story: list[str], journald: Journald) -> None:
-    by_id = {kind.id: kind for kind in records.kinds().values()}
+    by_id = {kind.id: kind for kind in messages.kinds().values()}
     entries = journald.entries("-t", "volattachd")
     assert {by_id[entry["MESSAGE_ID"]].id for entry in entries} >= {
         kind.id
         for kind in (
-            records.STARTING, records.READY, records.CALL_DONE, records.CALL_REFUSED, records.CALL_FAILED,
-            records.CALL_DENIED, records.DEVICE_MISSING, records.CONDITION_OVER,
+            messages.STARTING, messages.READY, messages.CALL_DONE, messages.CALL_REFUSED, messages.CALL_FAILED,
+            messages.CALL_DENIED, messages.DEVICE_MISSING, messages.CONDITION_OVER,
         )
     }  # fmt: skip
     for entry in entries:
         level = by_id[entry["MESSAGE_ID"]].level
         assert entry["PRIORITY"] == {20: "6", 30: "4", 40: "3", 50: "2"}[level]
-        assert {name for name in entry if name.startswith("VOLATTACH_")} <= set(records.FIELDS.values())
+        assert {name for name in entry if name.startswith("VOLATTACH_")} <= set(messages.FIELDS.values())
 
 
 def test_journalctl_explains_what_it_means_and_what_to_do(story: list[str], journald: Journald) -> None:
@@ -191,8 +192,8 @@ def test_journalctl_explains_what_it_means_and_what_to_do(story: list[str], jour
     shown = run("journalctl", "-x", "--no-pager", "VOLATTACH_CONDITION=DeviceMissing").stdout
     assert "The device of volume vol-2 is missing" in shown, "the record's own fields are filled in"
     assert "Bring the device back under that path" in " ".join(shown.split())
-    listed = run("journalctl", "--list-catalog", *[kind.id for kind in records.kinds().values()]).stdout
-    assert [line.split(" ", 1)[0] for line in listed.splitlines()] == [kind.id for kind in records.kinds().values()]
+    listed = run("journalctl", "--list-catalog", *[kind.id for kind in messages.kinds().values()]).stdout
+    assert [line.split(" ", 1)[0] for line in listed.splitlines()] == [kind.id for kind in messages.kinds().values()]
 
 
 def queries() -> list[str]:
@@ -286,7 +287,7 @@ def test_nothing_that_a_caller_sends_forges_a_record(story: list[str], program: 
         program.call(FORGED, volume=FORGED)
     entries = journald.entries("-t", "volattachd")
     assert len(entries) == before + len(sent), "a record for each call, and no other"
-    known = {kind.id for kind in records.kinds().values()}
+    known = {kind.id for kind in messages.kinds().values()}
     for entry in entries:
         assert entry["MESSAGE_ID"] in known
         assert entry.get("VOLATTACH_VOLUME") != "forged"
@@ -324,8 +325,8 @@ def test_no_secret_is_in_the_journal_or_in_the_process_list(
 
 def test_a_record_of_any_size_arrives_whole(journald: Journald) -> None:
     reason = "0123456789abcdef" * (1 << 16)
-    handler = logs.JournalHandler(logs.JOURNAL_SOCKET, logging.NullHandler())
-    told = Told(records.PASS_FAILED, {"reason": reason, "target": "large"})
+    handler = JournalHandler(JOURNAL_SOCKET, logging.NullHandler())
+    told = Told(messages.PASS_FAILED, {"reason": reason, "target": "large"})
     handler.handle(logging.LogRecord("volattachd", 30, __file__, 1, told, None, None))
     (entry,) = journald.entries("VOLATTACH_TARGET=large")
     assert entry["MESSAGE"] == f"cannot look at the target: {reason}"
@@ -340,7 +341,7 @@ def test_calls_go_on_while_journald_is_away_and_are_told_again_when_it_is_back(
     journald.start()
     assert program.refused("detach", volume="back-again").kind == "VolumeNotFound"
     (entry,) = journald.entries("_UID=0", "VOLATTACH_VOLUME=back-again")
-    assert entry["MESSAGE_ID"] == records.CALL_REFUSED.id
+    assert entry["MESSAGE_ID"] == messages.CALL_REFUSED.id
     # Its stderr ended with the journald that was killed (systemd would have kept it open): the others get a new one.
     program.restart()
-    assert journald.entries("_UID=0", f"MESSAGE_ID={records.READY.id}")
+    assert journald.entries("_UID=0", f"MESSAGE_ID={messages.READY.id}")

@@ -28,8 +28,8 @@ from tests.faults.world import HOST_A, Rows, Stage
 from tests.figures import RecordFigure
 from tests.guest.inside.program import OUT, connector
 from tests.soak import PART
-from volattachd.journal import Journal
-from volattachd.rpc.client import Client
+from volattachd.client.sync import Client
+from volattachd.state.journal import Journal
 
 GUEST = {"timeout": 86400.0 if PART else 600.0}
 
@@ -63,7 +63,7 @@ class Nursery:
         self.socket = directory / "volattachd.sock"
         self.config = directory / "volattachd.toml"
         self.config.write_text(f'[target]\ndriver = "lio"\niqn_prefix = "{PREFIX}"\nportals = ["{PORTAL}"]\n')
-        words = [sys.executable, "-m", "tests.faults.nursery"]
+        words = [sys.executable, "-m", "tests.faults.forkserver"]
         with (OUT / "volattachd.log").open("ab") as log:
             self._process = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd="/host/repo", text=True
@@ -99,7 +99,7 @@ class Nursery:
         return self._ask(f"wait {self.pid}")
 
     def close(self) -> None:
-        """End the daemon and the nursery."""
+        """End the daemon and the fork server."""
         subprocess.run(["kill", str(self.pid)], check=True)
         assert self.ended() == 0
         assert self._process.stdin is not None

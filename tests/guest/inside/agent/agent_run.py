@@ -10,7 +10,7 @@ import signal
 import sys
 
 from volattachd.agent import Agent, SentAgain
-from volattachd.rpc.client import Client
+from volattachd.client.sync import Client
 
 
 def main(socket_path: str, last: str, command: str, volume: str) -> None:

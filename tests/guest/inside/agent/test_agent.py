@@ -19,7 +19,7 @@ from volattachd.agent.connectors.base import Connector, Report
 from volattachd.agent.connectors.iscsi import IscsiConnector
 from volattachd.agent.connectors.registry import make_connector
 from volattachd.agent.errors import AttachedElsewhere, ConnectFailed, DeviceInUse, WrongDevice
-from volattachd.rpc.client import Client
+from volattachd.client.sync import Client
 
 GUEST = {"timeout": 900.0}
 

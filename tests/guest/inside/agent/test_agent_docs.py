@@ -15,7 +15,7 @@ from tests.guest.inside.agent.compute import leftovers
 from tests.guest.inside.conftest import remove_volume
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
-from volattachd.rpc.client import DEFAULT_SOCKET
+from volattachd.client.sync import DEFAULT_SOCKET
 
 GUEST = {"together": "agent"}
 

@@ -11,7 +11,7 @@ from tests.guest.inside.agent.compute import leftovers, rename_initiator
 from tests.guest.inside.program import Program
 from tests.soak import times
 from volattachd.agent import Agent, SentAgain
-from volattachd.rpc.client import Client
+from volattachd.client.sync import Client
 
 GUEST = {"timeout": 1500.0}
 

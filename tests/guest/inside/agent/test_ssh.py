@@ -19,7 +19,7 @@ import pytest
 from tests.guest.inside.agent.compute import leftovers, rename_initiator
 from tests.guest.inside.initiator import Initiator, read_back, run, write_pattern
 from tests.guest.inside.program import Program, connector
-from volattachd.rpc.client import AccessRefused, Client, NoAnswer, Unreachable
+from volattachd.client.sync import AccessRefused, Client, NoAnswer, Unreachable
 
 PORT = "2222"
 FAR_SIDE = '#!/bin/sh\nPYTHONPATH=/host/repo exec python3 -m volattachd.cli "$@"\n'

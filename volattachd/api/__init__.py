@@ -1,0 +1,1 @@
+"""What can be called, and by whom: every front end passes here."""

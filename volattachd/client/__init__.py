@@ -1,0 +1,1 @@
+"""The clients, and what they are made of: the standard library alone."""

@@ -1,0 +1,1 @@
+"""Locks, worker threads and deadlines: they know neither volumes nor targets."""

@@ -1,0 +1,1 @@
+"""What the daemon sees of its host: devices, addresses, events. Nothing here changes the host."""

@@ -1,0 +1,1 @@
+"""Makes the target equal to the journal, and keeps it so."""

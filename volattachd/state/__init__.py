@@ -1,0 +1,1 @@
+"""What is durable: the journal, its schema, its history, its backup."""
