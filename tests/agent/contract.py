@@ -21,9 +21,9 @@ class Bench:
     secret: str | None = None
 
 
-def without_data(connection: Connection) -> Connection:
+def without_info(connection: Connection) -> Connection:
     """As an agent has it that comes after a crash."""
-    return replace(connection, data={})
+    return replace(connection, info=None)
 
 
 def test_it_describes_the_host_in_cinders_form(bench: Bench) -> None:
@@ -37,18 +37,18 @@ def test_connecting_again_gives_the_same_device(bench: Bench) -> None:
     first = bench.connector.connect(bench.connection)
     assert first.path
     assert bench.connector.connect(bench.connection) == first
-    bench.connector.disconnect(without_data(bench.connection))
+    bench.connector.disconnect(without_info(bench.connection))
 
 
 def test_disconnecting_needs_no_connection_info_and_leaves_nothing(bench: Bench) -> None:
     bench.connector.connect(bench.connection)
-    assert bench.connector.disconnect(without_data(bench.connection)) == []
+    assert bench.connector.disconnect(without_info(bench.connection)) == []
     assert bench.left() == []
 
 
 def test_disconnecting_what_is_not_connected_does_nothing(bench: Bench) -> None:
-    assert bench.connector.disconnect(without_data(bench.connection)) == []
-    assert bench.connector.disconnect(without_data(bench.connection), force=True) == []
+    assert bench.connector.disconnect(without_info(bench.connection)) == []
+    assert bench.connector.disconnect(without_info(bench.connection), force=True) == []
     assert bench.left() == []
 
 
@@ -56,4 +56,4 @@ def test_what_is_told_of_the_device_has_no_secret(bench: Bench) -> None:
     device = bench.connector.connect(bench.connection)
     assert bench.secret is None or bench.secret not in repr(device)
     assert bench.secret is None or bench.secret not in repr(bench.connection)
-    bench.connector.disconnect(without_data(bench.connection))
+    bench.connector.disconnect(without_info(bench.connection))

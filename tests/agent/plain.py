@@ -29,7 +29,7 @@ class PlainConnector(Connector):
     def connect(self, connection: Connection) -> Device:
         if self.fails:
             raise self.fails
-        if connection.data["target_iqn"] != connection.target_name:
+        if connection.iscsi.target_name != connection.target_name:
             raise ConnectFailed("no such target")
         path = self.directory / connection.name
         path.write_text(connection.serial)

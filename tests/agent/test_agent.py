@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.agent.plain import PlainConnector
-from tests.support import ADMIN, Rig, serving
+from tests.support import ADMIN, OTHER_AGENT, Rig, attachment_id, connector, serving
 from volattachd.agent import Agent, SentAgain, attached
 from volattachd.agent.agent import ATTACH, DETACH, View
+from volattachd.agent.connectors.base import Waiting
 from volattachd.agent.errors import AttachedElsewhere, ConnectFailed, ConnectorUnusable, DeviceInUse
 from volattachd.agent.identity import new_id
 from volattachd.client.sync import Client, NoAnswer, Unreachable
 from volattachd.errors import DriverError, InvalidVolume, InvalidVolumeAttachMode, SessionActive, VolumeNotFound
+from volattachd.model import Caller
 
 VOLUME = "vol-1"
 
@@ -283,6 +286,104 @@ def test_a_session_that_the_target_still_sees_is_cut_by_force_alone(rig: Rig, ho
     assert host.agent.detach(VOLUME, force=True).status == "available"
 
 
+class LateTarget(PlainConnector):
+    """A connector that has ended its session for certain, as open-iscsi's has."""
+
+    ends_sessions = True
+
+
+def linger(rig: Rig, host: Host) -> Callable[[], None]:
+    """A session of the host that the target still counts; the answer ends it there."""
+    target = rig.journal.volumes[VOLUME].target_name
+    (grant,) = rig.driver.exports[target].grants.values()
+    rig.driver.login(target, grant.initiator, grant.secret.username, grant.secret.password)
+    return lambda: rig.driver.logout(target, grant.initiator)
+
+
+def test_a_session_that_only_the_target_still_counts_is_waited_for_and_said_so(rig: Rig, host: Host) -> None:
+    host.connector = LateTarget(host.directory, host.connector.initiator)
+    host.agent.attach(VOLUME)
+    end = linger(rig, host)
+    waits = []
+
+    def report(line: str) -> None:
+        if isinstance(line, Waiting):
+            waits.append(line)
+            end()
+
+    agent = Agent(host, host.name, report, lambda name, told: host.connector, host.directory)
+    assert agent.detach(VOLUME).status == "available"
+    (line,) = waits
+    assert "no session is left on this host" in line and "is still logged in" in line
+
+
+def test_a_session_that_the_target_never_ends_leaves_advice_that_can_be_followed(rig: Rig, host: Host) -> None:
+    host.connector = LateTarget(host.directory, host.connector.initiator)
+    host.agent.attach(VOLUME)
+    end = linger(rig, host)
+    agent = Agent(host, host.name, make=lambda name, told: host.connector, runtime=host.directory, timeout=0.01)
+    with pytest.raises(SessionActive, match="this host has no session left") as raised:
+        agent.detach(VOLUME)
+    assert "log the initiator out" not in str(raised.value.correction)
+    assert f"volattach detach {VOLUME}" in str(raised.value.correction)
+    assert (status(rig), host.devices()) == ("detaching", [])
+    end()
+    assert host.agent.detach(VOLUME).status == "available", "the same command goes on"
+
+
+# Whose attachment it is.
+
+
+def forge(rig: Rig, host: str, volume: str, caller: Caller = OTHER_AGENT) -> str:
+    """Another user's attachment that says in every way it can that it is the host's; its id."""
+    forged = new_id(host, volume)
+    rig.service.reserve_volume(caller, volume, forged)
+    told = connector("iqn.2026-11.com.example:thief", host=host, volattach_connector="plain")
+    rig.service.initialize_connection(caller, volume, told, forged)
+    rig.service.attach(caller, volume, host_name=host, attachment_id=forged)
+    return forged
+
+
+def test_an_attachment_that_another_user_made_is_never_handed_out(rig: Rig, host: Host) -> None:
+    forge(rig, host.name, VOLUME)
+    with pytest.raises(InvalidVolume):
+        host.agent.attach(VOLUME)
+    with pytest.raises(AttachedElsewhere, match="of uid 1001 was not made by this host's agent"):
+        host.agent.detach(VOLUME)
+    assert (status(rig), host.devices()) == ("in-use", [])
+
+
+def test_an_attachment_of_the_same_user_that_this_host_did_not_make_is_not_adopted(rig: Rig, host: Host) -> None:
+    rig.service.reserve_volume(ADMIN, VOLUME, attachment_id(7))
+    told = connector("iqn.2026-11.com.example:by-hand", host=host.name)
+    rig.service.initialize_connection(ADMIN, VOLUME, told, attachment_id(7))
+    with pytest.raises(InvalidVolume):
+        host.agent.attach(VOLUME)
+
+
+def test_another_users_row_neither_stops_nor_changes_what_this_host_does_with_a_shared_volume(
+    rig: Rig, host: Host
+) -> None:
+    rig.register("shared", multiattach=True)
+    forged = forge(rig, host.name, "shared")
+    found = host.agent.attach("shared", connector="plain")
+    assert found.attachment_id != forged and host.devices() == ["shared"]
+    assert host.agent.detach("shared").status == "in-use"
+    assert host.devices() == [], "the device goes, whatever else claims to be this host's"
+    assert host.agent.detach("shared").status == "in-use", "sent again it is done"
+    assert host.agent.detach("shared", force=True).status == "in-use", "and cuts off nobody else"
+    assert rig.service.show_attachment(ADMIN, forged)["state"] == "attached"
+
+
+def test_others_attachments_of_a_shared_volume_are_cut_off_by_their_id_alone(rig: Rig, host: Host) -> None:
+    rig.register("shared", multiattach=True)
+    forged = forge(rig, "host-b", "shared")
+    with pytest.raises(AttachedElsewhere, match="belongs to host-b"):
+        host.agent.detach("shared", attachment_id=forged)
+    (lost,) = host.agent.detach("shared", attachment_id=forged, force=True).lost
+    assert lost.startswith("host-b is cut off")
+
+
 def test_another_mode_or_connector_than_the_attachments_is_refused(host: Host) -> None:
     host.agent.attach(VOLUME)
     with pytest.raises(InvalidVolumeAttachMode, match="this host has it as rw"):
@@ -340,4 +441,21 @@ def test_calls_are_sent_again_while_no_daemon_answers(rig: Rig, tmp_path: Path) 
         shown = SentAgain(connect).call("show_volume", {"volume": VOLUME})
     assert (shown["volume"], len(tries)) == (VOLUME, 3)
     with pytest.raises(Unreachable):
-        SentAgain(lambda: Client(str(tmp_path / "nobody")), patience=0).call("show_volume", {"volume": VOLUME})
+        SentAgain(lambda: Client(str(tmp_path / "nobody")), timeout=0).call("show_volume", {"volume": VOLUME})
+
+
+def test_a_daemon_that_does_not_run_is_reported_at_once_with_what_is_waited_for(rig: Rig, tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "d.sock"
+    with ExitStack() as daemons:
+
+        def report(line: str) -> None:
+            said.append(line)
+            daemons.enter_context(serving(path, rig.service))  # it comes up once somebody has been told
+
+        SentAgain(lambda: Client(str(path)), report=report).call("show_volume", {"volume": VOLUME})
+    (line,) = said
+    assert isinstance(line, Waiting)
+    assert line.startswith(
+        f"cannot reach the daemon at {path}: No such file or directory; trying again for 60 s (start"
+    )

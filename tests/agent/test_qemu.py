@@ -22,6 +22,7 @@ from tests.agent.contract import Bench
 from tests.drivers.tgt.test_driver import MISSING, TgtCase
 from tests.support import ADMIN, make_file, serving, wait_until
 from volattachd.agent import Agent, SentAgain
+from volattachd.agent.answers import IscsiInfo, VolumeInfo
 from volattachd.agent.connectors import base, qemu, registry  # noqa: F401 - a child without rights has them already
 from volattachd.agent.connectors.base import Connection
 from volattachd.api.access import Access
@@ -33,19 +34,14 @@ from volattachd.state.journal import Journal
 
 NOBODY = pwd.getpwnam("nobody")
 SECRET = "s0123456789abcdef"
-VOLUME = {"volume": "vol-1", "serial": "6f1c8a52-9d0e-4b7a-8f23-5c1d2e3f4a5b", "target_name": "iqn.2026-11.x:vol-1"}
-DATA = {
-    "target_portal": "[fd77::1]:3260",
-    "target_iqn": VOLUME["target_name"],
-    "target_lun": 1,
-    "auth_username": "volattach-1",
-    "auth_password": SECRET,
-}
+SERIAL = "6f1c8a52-9d0e-4b7a-8f23-5c1d2e3f4a5b"
+VOLUME = VolumeInfo("vol-1", "/srv/vol-1", 1 << 20, "attaching", False, "iqn.2026-11.x:vol-1", SERIAL)
+INFO = IscsiInfo(VOLUME.target_name, ("[fd77::1]:3260",), 1, "volattach-1", SECRET)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    connection = Connection("6f1c8a52-9d0e-4b7a-8f23-5c1d2e3f4a5b", VOLUME, "rw", DATA)
+    connection = Connection("6f1c8a52-9d0e-4b7a-8f23-5c1d2e3f4a5b", VOLUME, "rw", INFO)
     return Bench(
         qemu.QemuConnector(directory=tmp_path), connection, lambda: [p.name for p in tmp_path.iterdir()], SECRET
     )

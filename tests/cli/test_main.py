@@ -78,6 +78,20 @@ def test_a_daemon_that_is_not_there_is_code_8(tmp_path: Path, capsys: pytest.Cap
     assert "try: start volattachd on this host as root, or name its socket\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["attach", "detach"])
+def test_attach_and_detach_wait_as_long_as_the_timeout_and_say_for_what(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = tmp_path / "none"
+    line = ["--socket", str(path), "--timeout", "0.3", command, "vol-1", "--connector", "qemu"]
+    assert main(line) == 8
+    first, second, correction = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"cannot reach the daemon at {path}: ") and "; trying again for 0 s (start" in first
+    assert second.startswith(f"volattach: cannot reach the daemon at {path}")
+    assert correction.startswith("try: start volattachd")
+
+
 def test_no_answer_in_time_is_code_7(run: Run) -> None:
     ran = run("--timeout", "0.1", "list", script=[None])
     assert ran.code == 7

@@ -6,6 +6,7 @@ with attached("vol-1") as volume:
     print(volume.path)
 """
 
-from volattachd.agent.agent import Agent, Attached, Detached, SentAgain, attached
+from volattachd.agent.agent import Agent, Attached, Detached, attached
+from volattachd.agent.retry import SentAgain
 
 __all__ = ["Agent", "Attached", "Detached", "SentAgain", "attached"]

@@ -13,6 +13,9 @@ Laws:
 4. Access ends at the target only after the device is gone from this host (force, from another host, is the exception
    that somebody asked for).
 5. A volume has one agent of this user at a time on a host.
+6. An attachment is this agent's if its owner is the user that the daemon takes this agent for, and its id is one that
+   this host makes. What its connector says of a host is a label that anybody can choose, and decides nothing.
+7. No answer is used before ``answers`` has checked it.
 """
 
 from __future__ import annotations
@@ -21,56 +24,35 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from volattachd.agent.connectors.base import Connection, Connector, Device, Report
+from volattachd.agent import answers
+from volattachd.agent.answers import AttachmentInfo, ConnectionInfo, VolumeInfo
+from volattachd.agent.connectors.base import Connection, Connector, Device, Report, Waiting
 from volattachd.agent.connectors.registry import make_connector
 from volattachd.agent.errors import AttachedElsewhere, ConnectorUnusable
 from volattachd.agent.identity import new_id, was_made_by
+from volattachd.agent.retry import TIMEOUT, Calls, SentAgain
 from volattachd.agent.runtime import only_one, runtime_directory
-from volattachd.client.sync import AccessRefused, Client, ClientError, Unreachable
-from volattachd.errors import Busy, InvalidVolume, InvalidVolumeAttachMode, SessionActive, VolattachError
+from volattachd.client.sync import Client, ClientError
+from volattachd.errors import InvalidVolume, InvalidVolumeAttachMode, SessionActive, VolattachError
+from volattachd.model import LOCAL
 
 DEFAULT_CONNECTOR = "iscsi"
 
 #: The member of the connector that tells a later command which connector made the device. The daemon keeps it.
 CONNECTOR_MEMBER = "volattach_connector"
 
-#: For how long calls are sent again that a daemon did not answer (it is being restarted, say), in seconds.
-PATIENCE = 30.0
-_PAUSE = 0.2
+#: Pauses between two tries to terminate, while the target has not seen the end of a session, in seconds.
+_FIRST_PAUSE, _LAST_PAUSE = 0.5, 4.0
+
+#: States in which the target lets the attachment's initiator in.
+_GRANTED = ("connected", "attached", "detaching")
 
 View = dict[str, Any]
 MakeConnector = Callable[[str, Report], Connector]
-
-
-class Calls(Protocol):
-    """Whoever carries calls to the daemon."""
-
-    def call(self, method: str, params: View) -> Any: ...
-
-
-class SentAgain:
-    """Calls over a new connection each, sent again while no daemon answers. The workflow's calls are idempotent."""
-
-    def __init__(self, connect: Callable[[], Client], patience: float = PATIENCE) -> None:
-        self._connect = connect
-        self._patience = patience
-
-    def call(self, method: str, params: View) -> Any:
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                with self._connect() as client:
-                    return client.call(method, params)
-            except AccessRefused:
-                raise
-            except (Unreachable, Busy):
-                if time.monotonic() >= deadline:
-                    raise
-            time.sleep(_PAUSE)  # a daemon that is not there has no event to wait for
 
 
 @dataclass(frozen=True)
@@ -116,127 +98,165 @@ class Wish:
 
 
 class Work:
-    """One volume's way. ``row`` is its attachment as the daemon told it last, None where it has none."""
+    """One volume's way. ``row`` is its attachment as the daemon showed it last, None where it has none."""
 
-    def __init__(self, calls: Calls, volume: str, host: str, report: Report) -> None:
+    def __init__(self, calls: Calls, volume: str, host: str, report: Report, timeout: float = TIMEOUT) -> None:
         self._calls = calls
         self._host = host
+        self._timeout = timeout
         self.report = report
         self.name = volume
-        self.volume: View = calls.call("show_volume", {"volume": volume})
-        self.rows: list[View] = calls.call("list_attachments", {"volume": volume})
-        self.row: View | None = None
+        self._uid = answers.parse_uid(calls.call("get_status", {}))
+        self.volume: VolumeInfo = answers.parse_volume(calls.call("show_volume", {"volume": volume}), volume)
+        self.rows: list[AttachmentInfo] = self._listed()
+        self.row: AttachmentInfo | None = None
         self.connector: Connector | None = None
         self.wish = Wish()
         self.told: View = {}
         self.force = False
         self.lost: list[str] = []
         self.device = Device("")
-        self._data: View = {}
+        self._info: ConnectionInfo | None = None
 
     # Finding.
 
-    def own_rows(self) -> list[View]:
-        """The attachments of this host."""
+    def own_rows(self) -> list[AttachmentInfo]:
+        """The attachments that this host's agent made for this user."""
         return [row for row in self.rows if self._is_own(row)]
 
-    def _is_own(self, row: View) -> bool:
-        if row["connector"] is not None:
-            return bool(row["connector"].get("host") == self._host)
-        return was_made_by(self._host, self.name, row["attachment_id"])
+    def _is_own(self, row: AttachmentInfo) -> bool:
+        return row.owner == self._uid and was_made_by(self._host, self.name, row.id)
+
+    def _listed(self) -> list[AttachmentInfo]:
+        return answers.parse_attachments(self._calls.call("list_attachments", {"volume": self.name}), self.name)
 
     @property
     def state(self) -> str:
-        return "gone" if self.row is None else str(self.row["state"])
+        return "gone" if self.row is None else self.row.state
 
     def refresh(self) -> None:
         """Ask again: a call that failed may have had its effect."""
         if self.row is not None:
-            found = self._calls.call("list_attachments", {"volume": self.name})
-            rows = [row for row in found if row["attachment_id"] == self._id()]
-            self.row = rows[0] if rows else {**self.row, "state": "gone"}
+            rows = [row for row in self._listed() if row.id == self._id()]
+            self.row = rows[0] if rows else replace(self.row, state="gone")
 
     def _id(self) -> str:
         assert self.row is not None
-        return str(self.row["attachment_id"])
+        return self.row.id
 
     def _call(self, method: str, **params: Any) -> Any:
         given = {key: value for key, value in params.items() if value is not None}
         return self._calls.call(method, {"volume": self.name, "attachment_id": self._id(), **given})
 
+    def _move(self, method: str, **params: Any) -> None:
+        """A call that answers the attachment."""
+        self.row = answers.parse_attachment(self._call(method, **params), self.name, self._id())
+
     # The steps towards the device.
 
     def reserve(self) -> None:
         if self.state == "gone":
-            self.row = {"attachment_id": new_id(self._host, self.name), "state": "gone", "connector": None}
-            self.row = self._call("reserve_volume", mode=self.wish.mode, instance_uuid=self.wish.instance_uuid)
+            made = new_id(self._host, self.name)
+            self.row = AttachmentInfo(made, self.name, "gone", self.wish.mode, self._uid)
+            self._move("reserve_volume", mode=self.wish.mode, instance_uuid=self.wish.instance_uuid)
 
     def initialize(self) -> None:
         connector = self._needed()
         info = self._call("initialize_connection", connector={**self.told, CONNECTOR_MEMBER: connector.name})
-        if info["driver_volume_type"] != connector.volume_type:
+        self._info = answers.parse_connection(info, self.volume, self._id())
+        offered = self._info.volume_type
+        if offered != connector.volume_type:
             raise ConnectorUnusable(
-                f"cannot attach volume {self.name!r} through {connector.name}: the daemon offers"
-                f" {info['driver_volume_type']!r}",
-                "the connector local is for the daemon's own host" if connector.name == "local" else None,
+                f"cannot attach volume {self.name!r} through {connector.name}: the daemon offers {offered!r}",
+                "the connector local is for the daemon's own host" if connector.name == LOCAL else None,
             )
-        self._data = info["data"]
         self.refresh()
 
     def connect(self) -> None:
-        self.device = self._needed().connect(self._connection(self._data))
+        self.device = self._needed().connect(self._connection(self._info))
 
     def attach(self) -> None:
         wish = self.wish
-        used = {"instance_uuid": wish.instance_uuid, "host_name": self._host, "mount_point": wish.mount_point}
-        self.row = self._call("attach", **used)
+        self._move("attach", instance_uuid=wish.instance_uuid, host_name=self._host, mount_point=wish.mount_point)
 
     # The steps back.
 
     def begin_detaching(self) -> None:
         if self.state == "attached":
-            self.row = self._call("begin_detaching")
+            self._move("begin_detaching")
 
     def roll_detaching(self) -> None:
         if self.state == "detaching":
-            self.row = self._call("roll_detaching")
+            self._move("roll_detaching")
 
     def disconnect(self) -> None:
         if self._is_shared():
             return  # another attachment of this host has the same device
         if self.connector is not None:
-            self.lost += self.connector.disconnect(self._connection({}), self.force)
+            self.lost += self.connector.disconnect(self._connection(None), self.force)
 
     def terminate(self) -> None:
-        if self.state not in ("connected", "attached", "detaching"):
+        if self.state not in _GRANTED:
             return
-        assert self.row is not None
-        revoke = {"connector": self.row["connector"]}
+        if self.connector is None:  # it is another host's, and its end was forced
+            self._terminate(force=True)
+            return
         try:
-            self.row = self._call("terminate_connection", **revoke, force=True if self.connector is None else None)
-        except SessionActive:
-            if not self.force:
+            self._terminate()
+        except SessionActive as error:
+            if self.force:
+                self._terminate(force=True)
+            elif self.connector.ends_sessions:
+                self._terminate_when_ended(error)
+            else:
                 raise
-            self.row = self._call("terminate_connection", **revoke, force=True)
+
+    def _terminate(self, force: bool | None = None) -> None:
+        assert self.row is not None
+        self._move("terminate_connection", connector=self.row.connector, force=force)
+
+    def _terminate_when_ended(self, error: SessionActive) -> None:
+        """The session ended on this host. Over a path that is dead the target learns that by its own time-out alone."""
+        self.report(
+            Waiting(
+                f"no session is left on this host, but the target has not seen its end: {error.message};"
+                f" waiting for that for {self._timeout:g} s"
+            )
+        )
+        deadline, pause = time.monotonic() + self._timeout, _FIRST_PAUSE
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(_LAST_PAUSE, 2 * pause)
+            try:
+                self._terminate()
+            except SessionActive as again:
+                error = again
+            else:
+                return
+        raise SessionActive(
+            f"{error.message}; this host has no session left, and the target has not seen that in {self._timeout:g} s",
+            f"send the same command again in a minute, when the target has timed the session out: volattach detach"
+            f" {self.name}; an admin may use --force at once, which costs nothing here",
+            **error.details,
+        ) from error
 
     def forget(self) -> None:
         call = {"reserved": "unreserve_volume", "disconnected": "detach"}.get(self.state)
         if call is not None:
-            self.volume = self._call(call)
+            self.volume = answers.parse_volume(self._call(call), self.name)
             self.row = None
 
     def _needed(self) -> Connector:
         assert self.connector is not None
         return self.connector
 
-    def _connection(self, data: View) -> Connection:
-        row = self.row or {}
-        return Connection(row.get("attachment_id", ""), self.volume, row.get("mode", "rw"), data)
+    def _connection(self, info: ConnectionInfo | None) -> Connection:
+        attachment_id, mode = ("", "rw") if self.row is None else (self.row.id, self.row.mode)
+        return Connection(attachment_id, self.volume, mode, info, self._timeout)
 
     def _is_shared(self) -> bool:
-        states = ("connected", "attached", "detaching")
-        others = [row for row in self.own_rows() if self.row is None or row["attachment_id"] != self._id()]
-        return any(row["state"] in states for row in others)
+        others = [row for row in self.own_rows() if self.row is None or row.id != self._id()]
+        return any(row.state in _GRANTED for row in others)
 
 
 class Step(NamedTuple):
@@ -298,7 +318,11 @@ def _tell_both(cause: BaseException, error: VolattachError | ClientError, volume
 
 
 class Agent:
-    """Attaches and detaches volumes on this host. ``report`` is told each step as it begins."""
+    """Attaches and detaches volumes on this host. ``report`` is given each step as it begins.
+
+    ``timeout`` is for how long it waits for one thing that may still come: a daemon that does not answer, a portal that
+    is busy, the end of a session. ``elsewhere``: the daemon is on another host, so its paths mean nothing here.
+    """
 
     def __init__(
         self,
@@ -307,12 +331,16 @@ class Agent:
         report: Report = lambda line: None,
         make: MakeConnector = make_connector,
         runtime: Path | None = None,
+        timeout: float = TIMEOUT,
+        elsewhere: bool = False,
     ) -> None:
-        self._calls = calls or SentAgain(Client)
+        self._calls = calls or SentAgain(Client, timeout, report)
         self._host = host or socket.gethostname()
         self._report = report
         self._make = make
         self._runtime = runtime
+        self._timeout = timeout
+        self._elsewhere = elsewhere
 
     def attach(
         self,
@@ -323,8 +351,9 @@ class Agent:
         connector: str = DEFAULT_CONNECTOR,
     ) -> Attached:
         """Make the volume's device appear on this host, or find it where it already is."""
-        made = self._make(connector, self._report)
-        told = made.get_connector(self._host)  # what this host lacks is told before anything is reserved
+        answers.check_name(volume)
+        made = self._made(connector)
+        told = made.get_connector(self._host)  # what this host lacks is reported before anything is reserved
         with self._only_one(volume):
             work = self._work(volume)
             work.told = told
@@ -334,37 +363,65 @@ class Agent:
             self._finish_detaching(work)
             walk(ATTACH, work, take_back=work.state != "attached")
             assert work.row is not None
-            return Attached(volume, work.row["attachment_id"], work.row["mode"], made.name, work.device)
+            return Attached(volume, work.row.id, work.row.mode, made.name, work.device)
 
     def _finish_detaching(self, work: Work) -> None:
         """A detach that was cut off is turned round while the host still has access, and else brought to its end."""
         work.roll_detaching()
         if work.state == "disconnected":
             work.forget()
-            work.rows = [row for row in work.rows if row["state"] != "disconnected"]
+            work.rows = [row for row in work.rows if row.state != "disconnected"]
 
     def detach(
-        self, volume: str, force: bool = False, instance_uuid: str | None = None, connector: str = DEFAULT_CONNECTOR
+        self,
+        volume: str,
+        force: bool = False,
+        instance_uuid: str | None = None,
+        connector: str = DEFAULT_CONNECTOR,
+        attachment_id: str | None = None,
     ) -> Detached:
         """Make the volume's device go from this host, and end the attachment; with force whatever stands against it.
 
-        ``connector`` matters only where the daemon knows of no attachment here: what that one left is removed.
+        ``instance_uuid`` and ``attachment_id`` say which attachment is meant. ``connector`` matters only if the daemon
+        knows of no attachment here: what that one left is removed.
         """
+        answers.check_name(volume)
         with self._only_one(volume):
             work = self._work(volume)
             work.force = force
-            rows = [row for row in work.own_rows() if instance_uuid in (None, row["instance_uuid"])]
-            work.row = _the_one(rows, volume)
-            if work.row is None and work.rows:
-                _aim_elsewhere(work)
+            meant = [row for row in work.rows if _is_meant(row, instance_uuid, attachment_id)]
+            own = work.own_rows()
+            work.row = _the_one([row for row in meant if row in own], volume)
+            if work.row is None and self._is_elsewhere(work, meant, by_name=instance_uuid or attachment_id):
+                _aim_elsewhere(work, meant)
             else:
-                work.connector = self._make(_connector_of(work.row) or connector, self._report)
+                work.connector = self._made(_connector_of(work.row) or connector)
             walk(DETACH, work)
-            view = self._calls.call("show_volume", {"volume": volume})
-            return Detached(volume, view["status"], tuple(work.lost))
+            shown = answers.parse_volume(self._calls.call("show_volume", {"volume": volume}), volume)
+            return Detached(volume, shown.status, tuple(work.lost))
+
+    def _is_elsewhere(self, work: Work, meant: list[AttachmentInfo], by_name: str | None) -> bool:
+        """Whether another's attachment is meant; of a multiattach volume, which others may use, only a named one."""
+        if not meant or not work.volume.multiattach or by_name:
+            return bool(meant)
+        ids = ", ".join(row.id for row in meant)
+        work.report(Waiting(f"it has attachments of others, which stay: {ids}"))
+        return False
+
+    def _made(self, name: str) -> Connector:
+        made = self._make(name, self._report)
+        if self._elsewhere and made.volume_type == LOCAL:
+            raise ConnectorUnusable(
+                f"the connector {name} takes a path of the daemon's own host, and the daemon is on another one",
+                "use the connector iscsi",
+            )
+        return made
 
     def _work(self, volume: str) -> Work:
-        return Work(self._calls, volume, self._host, lambda line: self._report(f"{volume}: {line}"))
+        def report(line: str) -> None:
+            self._report(type(line)(f"{volume}: {line}"))
+
+        return Work(self._calls, volume, self._host, report, self._timeout)
 
     @contextmanager
     def _only_one(self, volume: str) -> Iterator[None]:
@@ -372,44 +429,44 @@ class Agent:
             yield
 
 
-def _the_one(rows: list[View], volume: str) -> View | None:
+def _is_meant(row: AttachmentInfo, instance_uuid: str | None, attachment_id: str | None) -> bool:
+    return instance_uuid in (None, row.instance_uuid) and attachment_id in (None, row.id)
+
+
+def _the_one(rows: list[AttachmentInfo], volume: str) -> AttachmentInfo | None:
     if len(rows) > 1:
         raise InvalidVolume(
-            f"volume {volume!r} has {len(rows)} attachments that could be meant",
-            "say which with the instance",
-            attachments=[row["attachment_id"] for row in rows],
+            f"volume {volume!r} has {len(rows)} attachments that could be meant: {', '.join(row.id for row in rows)}",
+            "say which with --instance or --attachment",
+            attachments=[row.id for row in rows],
         )
     return rows[0] if rows else None
 
 
-def _aim_elsewhere(work: Work) -> None:
-    """Take another host's attachment for the one to end, which needs force. Its device there only loses its target."""
-    row = _the_one(work.rows, work.name)
+def _aim_elsewhere(work: Work, rows: list[AttachmentInfo]) -> None:
+    """Take another's attachment for the one to end, which needs force. Its device there only loses its target."""
+    row = _the_one(rows, work.name)
     assert row is not None
     if not work.force:
         raise AttachedElsewhere(
-            f"cannot detach volume {work.name!r} here: attachment {row['attachment_id']} ({row['state']}) belongs to"
-            f" {_host_of(row)}",
-            "detach it there; where that host is dead, use force",
-            attachments=[row["attachment_id"]],
+            f"cannot detach volume {work.name!r} here: attachment {row.id} ({row.state}) of uid {row.owner} was not"
+            f" made by this host's agent; it says that it belongs to {row.host}",
+            "detach it there, or with the program that made it; if that host is dead, an admin may use --force",
+            attachments=[row.id],
         )
     work.row = row
     if work.state != "reserved":
-        work.lost.append(f"{_host_of(row)} is cut off: what it had not yet written is lost, its device there dead")
+        work.lost.append(f"{row.host} is cut off: what it had not yet written is lost, its device there dead")
 
 
-def _host_of(row: View) -> str:
-    return str((row["connector"] or {}).get("host") or row["host_name"] or "another host")
-
-
-def _to_resume(name: str, rows: list[View], wish: Wish, connector: str) -> View | None:
+def _to_resume(name: str, rows: list[AttachmentInfo], wish: Wish, connector: str) -> AttachmentInfo | None:
     """This host's attachment for the same user, to go on with. One that differs in kind is refused."""
-    row = _the_one([row for row in rows if row["instance_uuid"] == wish.instance_uuid], name)
-    if row is None or row["state"] == "disconnected":
+    row = _the_one([row for row in rows if row.instance_uuid == wish.instance_uuid], name)
+    if row is None or row.state == "disconnected":
         return row
-    if row["mode"] != wish.mode:
+    if row.mode != wish.mode:
         raise InvalidVolumeAttachMode(
-            f"cannot attach volume {name!r} as {wish.mode}: this host has it as {row['mode']}", "detach it first"
+            f"cannot attach volume {name!r} as {wish.mode}: this host has it as {row.mode}", "detach it first"
         )
     if _connector_of(row) not in (None, connector):
         raise InvalidVolume(
@@ -419,10 +476,9 @@ def _to_resume(name: str, rows: list[View], wish: Wish, connector: str) -> View 
     return row
 
 
-def _connector_of(row: View | None) -> str | None:
+def _connector_of(row: AttachmentInfo | None) -> str | None:
     """The connector that made the row's device."""
-    found = ((row or {}).get("connector") or {}).get(CONNECTOR_MEMBER)
-    return None if found is None else str(found)
+    return None if row is None else row.connector_name(CONNECTOR_MEMBER)
 
 
 @contextmanager

@@ -10,11 +10,15 @@ Each is a kind of the error that asks the same of its caller, so exit codes and 
     └── DeviceInUse         something on this host uses the device: end that, or use force
     DriverError
     ├── ConnectFailed       the device did not appear, or does not go: mend what is named, then try again
+    │   └── PortalSilent    a login ran out of time
     └── WrongDevice         what appeared is not the volume, and was not handed out
+    BadAnswer (of the client)
+    └── UntrustedAnswer     a value of the daemon's answer does not fit its grammar, and was not used
 """
 
 from __future__ import annotations
 
+from volattachd.client.protocol import BadAnswer
 from volattachd.errors import DriverError, InvalidInput, InvalidVolume, SessionActive
 
 
@@ -34,5 +38,13 @@ class ConnectFailed(DriverError):
     """The initiator, the network or the kernel refused; the message has their words."""
 
 
+class PortalSilent(ConnectFailed):
+    """A login ran out of time: the portal is dead, or busy with other logins. It may be tried again."""
+
+
 class WrongDevice(DriverError):
     """A device appeared, but it says that it is another volume."""
+
+
+class UntrustedAnswer(BadAnswer):
+    """The daemon answered with a value that cannot be one, or about something else than it was asked for."""

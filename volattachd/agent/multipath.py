@@ -46,6 +46,13 @@ def maps_over_any(disks: list[str], sys: Path = SYS) -> list[str]:
     return sorted({name for disk in disks for name in _maps(disk, sys)})
 
 
+def foreign_paths(disks: list[str], own: set[str], sys: Path = SYS) -> list[str]:
+    """What lies below the maps over these disks and is none of our own: multipathd goes by what a disk says it is."""
+    maps = maps_over_any(disks, sys)
+    below = {path.name for name in maps for path in (sys / "block" / name / "slaves").glob("*")}
+    return sorted(below - own)
+
+
 def _maps(disk: str, sys: Path) -> list[str]:
     holders = (sys / "block" / disk / "holders").glob("dm-*")
     return [holder.name for holder in holders if read(holder / "dm/uuid").startswith("mpath-")]

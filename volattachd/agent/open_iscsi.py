@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from volattachd.agent.errors import ConnectFailed, ConnectorUnusable
+from volattachd.agent.answers import IscsiInfo
+from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, PortalSilent
 from volattachd.agent.runtime import only_one, runtime_directory
 
 INITIATOR_NAME = Path("/etc/iscsi/initiatorname.iscsi")
@@ -36,17 +37,18 @@ _COMMAND_SECONDS = 120.0
 _LOGIN_SECONDS = 15
 
 #: iscsiadm(8), EXIT STATUS.
-_SESSION_EXISTS, _NO_RECORD, _DATABASE, _TIMED_OUT = 15, 21, 6, 8
+_SESSION_EXISTS, _NO_RECORD, _DATABASE = 15, 21, 6
 
-#: Logins that are tried before a portal counts as dead. A busy target takes them one after the other (LIO has a thread
-#: for each portal, and lets a login that stalls hold up the rest for 15 s), so one that ran out of time is no refusal.
-LOGIN_TRIES = 3
+#: A login that ran out of time, before or after the connection was accepted. It is no refusal: a target takes logins
+#: one after the other (LIO has a thread for each portal), and one that sends nothing holds up the others.
+_OUT_OF_TIME = (8, 11)
 
 #: For how long a command is sent again that met a change of the records, and the pause before, in seconds.
 _DATABASE_SECONDS, _DATABASE_PAUSE = 30.0, 0.1
 _WORDS = {
     4: "the portal cannot be reached",
     8: "the portal does not answer",
+    11: "the portal accepts the connection and does not answer the login; others may be logging in at it",
     19: "the target refused the login",
     20: "iscsid does not run, or does not answer",
     24: "the target refused the name or the secret",
@@ -84,14 +86,12 @@ class Node:
             for base, path in found:
                 self._exchange(base, path, settings)
 
-    def log_in(self, portal: str, tries: int = LOGIN_TRIES) -> None:
-        """Log in; a session that is there is as good as a new one. Only a login that ran out of time is tried again."""
-        for left in reversed(range(tries)):
-            done = self._iscsiadm("-p", portal, "--login")
-            if done.returncode != _TIMED_OUT or not left:
-                break
+    def log_in(self, portal: str) -> None:
+        """Log in; a session that is there is as good as a new one. Raises PortalSilent where time ran out."""
+        done = self._iscsiadm("-p", portal, "--login")
         if done.returncode != _SESSION_EXISTS:
-            _check(done, f"cannot log in to {self.target_name} at {portal}")
+            error = PortalSilent if done.returncode in _OUT_OF_TIME else ConnectFailed
+            _check(done, f"cannot log in to {self.target_name} at {portal}", error)
 
     def forget(self) -> None:
         """Remove the records, and what an agent left that died while it wrote one."""
@@ -142,11 +142,11 @@ def with_settings(record: str, settings: Mapping[str, str]) -> str:
     """A record's text with these values; its lines are ``name = value`` between two marks."""
     lines = [line for line in record.splitlines() if line.partition(" = ")[0] not in settings]
     last = next((n for n, line in enumerate(lines) if line.startswith("# END RECORD")), len(lines))
-    lines[last:last] = [f"{key} = {value}" for key, value in settings.items() if value]
+    lines[last:last] = [f"{key} = {value}" for key, value in settings.items()]
     return "\n".join(lines) + "\n"
 
 
-def settings_for(initiator: str, data: Mapping[str, object], one_of_several: bool = False) -> dict[str, str]:
+def settings_for(initiator: str, info: IscsiInfo, one_of_several: bool = False) -> dict[str, str]:
     """What a record needs beside the host's own settings. One path of several gives up soon: the others go on."""
     soon = {"node.session.timeo.replacement_timeout": str(_LOGIN_SECONDS)} if one_of_several else {}
     return {
@@ -155,9 +155,9 @@ def settings_for(initiator: str, data: Mapping[str, object], one_of_several: boo
         "node.conn[0].startup": "manual",
         "node.conn[0].timeo.login_timeout": str(_LOGIN_SECONDS),
         "node.session.initial_login_retry_max": "1",  # the command fails; whoever wants it tried again sends it again
-        "node.session.auth.authmethod": str(data.get("auth_method") or "None"),
-        "node.session.auth.username": str(data.get("auth_username") or ""),
-        "node.session.auth.password": str(data.get("auth_password") or ""),
+        "node.session.auth.authmethod": "CHAP",
+        "node.session.auth.username": info.username,
+        "node.session.auth.password": info.password,
         "iface.initiatorname": initiator,
     }
 
@@ -189,8 +189,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         raise ConnectFailed(f"{' '.join(words)} did not end within {_COMMAND_SECONDS:g} s") from error
 
 
-def _check(done: subprocess.CompletedProcess[str], what: str) -> None:
+def _check(done: subprocess.CompletedProcess[str], what: str, error: type[ConnectFailed] = ConnectFailed) -> None:
     if done.returncode:
         told = " ".join(done.stdout.split())[-300:]
         why = _WORDS.get(done.returncode, f"{done.args[0]} ended with {done.returncode}")
-        raise ConnectFailed(f"{what}: {why} ({told})" if told else f"{what}: {why}")
+        raise error(f"{what}: {why} ({told})" if told else f"{what}: {why}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from volattachd.agent import Agent, SentAgain
+from volattachd.agent.connectors.base import Waiting
 from volattachd.cli.output import text
 from volattachd.client.connection import Connection
 from volattachd.client.sync import Client
@@ -22,15 +22,19 @@ def attach(connection: Connection, args: argparse.Namespace) -> dict[str, Any]:
 def detach(connection: Connection, args: argparse.Namespace) -> dict[str, Any]:
     """A volume without this host."""
     agent = _agent(connection)
-    return agent.detach(args.volume, args.force, args.instance, args.connector).view()
+    return agent.detach(args.volume, args.force, args.instance, args.connector, args.attachment).view()
 
 
 def _agent(connection: Connection) -> Agent:
-    return Agent(SentAgain(lambda: Client(connection.address, connection.timeout)), report=_report())
+    """An agent that waits for as long as a call may take: ``--timeout``."""
+    address, timeout = connection.address, connection.timeout
+    calls = SentAgain(lambda: Client(address, timeout), timeout, _report)
+    return Agent(calls, report=_report, timeout=timeout, elsewhere=address.startswith("ssh://"))
 
 
-def _report() -> Callable[[str], None]:
-    """Where somebody watches, each step as it begins; a script's standard error stays empty."""
-    if not sys.stderr.isatty():
-        return lambda line: None
-    return lambda line: print(text(line), file=sys.stderr, flush=True)
+def _report(line: str) -> None:
+    """Each step as it begins where somebody watches; to a script only what is waited for: else its standard error is
+    empty.
+    """
+    if isinstance(line, Waiting) or sys.stderr.isatty():
+        print(text(line), file=sys.stderr, flush=True)

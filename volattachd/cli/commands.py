@@ -33,14 +33,19 @@ class Command(NamedTuple):
 
 
 def wrong(outcome: Outcome) -> bool:
-    """Whether the answer tells of something that somebody should look after."""
-    if outcome.method == "get_status":
-        return bool(outcome.result.get("degraded")) or not outcome.result.get("ready")
-    if outcome.method == "doctor":
-        return any(finding["level"] == "problem" for finding in outcome.result)
-    if outcome.method == "reconcile":
-        return any(entry.get("error") for entry in outcome.result.get("volumes") or [])
-    return False
+    """Whether the answer tells of something that somebody should look after. One that cannot be read does."""
+    look = _WRONG.get(outcome.method)
+    try:
+        return look is not None and look(outcome.result)
+    except (AttributeError, KeyError, TypeError):
+        return True
+
+
+_WRONG: dict[str, Callable[[Any], bool]] = {
+    "get_status": lambda result: bool(result.get("degraded")) or not result.get("ready"),
+    "doctor": lambda result: any(finding["level"] == "problem" for finding in result),
+    "reconcile": lambda result: any(entry.get("error") for entry in result.get("volumes") or []),
+}
 
 
 def _no_options(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +213,8 @@ def _attach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=("rw", "ro"), default="rw", help="what this host may do (default: rw)")
     parser.add_argument("--instance", metavar="UUID", help="the instance that uses the volume")
     parser.add_argument("--mount-point", metavar="PATH", help="where the instance sees it; only recorded")
-    parser.add_argument("--connector", metavar="NAME", default="iscsi", help="iscsi (default), local, qemu or another")
+    connectors = "the connector: iscsi (default), local, qemu or another"
+    parser.add_argument("--connector", metavar="NAME", default="iscsi", help=connectors)
 
 
 def _attach(connection: Connection, args: argparse.Namespace) -> Outcome:
@@ -221,6 +227,7 @@ def _detach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("volume", metavar="VOLUME")
     parser.add_argument("--force", action="store_true", help="whatever uses it, and of whatever host it is")
     parser.add_argument("--instance", metavar="UUID", help="only the attachment of this instance")
+    parser.add_argument("--attachment", metavar="ID", help="only this attachment")
     parser.add_argument("--connector", metavar="NAME", default="iscsi", help="whose leftovers to remove")
 
 

@@ -7,6 +7,7 @@ be reached, or not soon, completes nothing: a shell that waits is worse than one
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from volattachd.cli.exit_codes import UsageError
 from volattachd.client.connection import Connection
 from volattachd.client.protocol import ClientError
 from volattachd.errors import VolattachError
+from volattachd.model import UUID, VOLUME_ID
 
 _PATIENCE = 2.0
 #: argcomplete before 3.0 has no code for zsh of its own; zsh takes bash's. As with that of later ones, the text may be
@@ -94,11 +96,17 @@ def _asking(address_of: AddressOf, names: Callable[[Connection], Iterable[str]])
 
 
 def _volumes(connection: Connection) -> list[str]:
-    return [volume["volume"] for volume in connection.call("list_volumes")]
+    return _names(connection.call("list_volumes"), "volume", VOLUME_ID)
 
 
 def _attachments(connection: Connection) -> list[str]:
-    return [attachment["attachment_id"] for attachment in connection.call("list_attachments")]
+    return _names(connection.call("list_attachments"), "attachment_id", UUID)
+
+
+def _names(rows: Any, member: str, pattern: re.Pattern[str]) -> list[str]:
+    """What the daemon names. The shell reads it, so a name that cannot be one is left out."""
+    found = [row.get(member) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [name for name in found if isinstance(name, str) and pattern.fullmatch(name)]
 
 
 def _methods() -> list[str]:

@@ -4,7 +4,8 @@ Laws:
 
 1. No character that a terminal would obey comes out of here, whoever put it into a name, a path or a message.
 2. A secret is masked unless it was asked for.
-3. A member that an older or newer daemon leaves out is a ``-``, never an error.
+3. A member that an older or newer daemon leaves out is a ``-``, never an error. An answer of a shape that is not known
+   here is shown as an outline of what it has.
 """
 
 from __future__ import annotations
@@ -225,7 +226,10 @@ def render(method: str, result: Any, show_secret: bool = False) -> str:
     """The result of ``method`` for people."""
     shown = result if show_secret else masked(result)
     if method in RENDERERS and isinstance(shown, (dict, list)):
-        return RENDERERS[method](shown)
+        try:
+            return RENDERERS[method](shown)
+        except (AttributeError, KeyError, TypeError):
+            return outline(shown)  # of another shape than the one that is known here
     # Text of several lines (the metrics, say) keeps its lines; each is as safe as any other.
     return outline(shown) if shown and isinstance(shown, (dict, list)) else _lines(shown)
 

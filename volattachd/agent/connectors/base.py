@@ -10,7 +10,9 @@ A connector makes the device of a granted connection appear on this host, and go
 4. Without force, a device in use is refused with DeviceInUse before anything is changed, and what was written to it is
    at the target before it goes. With force it goes, and the answer says what was lost.
 5. A secret is in no argument of a command, in no file that others can read, and in no message.
-6. Foreign errors become those of ``volattachd.agent.errors`` at your boundary.
+6. What comes from the daemon is in ``connection.volume`` and ``connection.info``, whose values are checked
+   (``volattachd.agent.answers``). Data of a third party's own kind is only free of control characters: check the rest.
+7. Foreign errors become those of ``volattachd.agent.errors`` at your boundary.
 """
 
 from __future__ import annotations
@@ -22,29 +24,53 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from volattachd.agent.answers import ConnectionInfo, IscsiInfo, LocalInfo, VolumeInfo
+
 Report = Callable[[str], None]
+
+
+class Waiting(str):
+    """A reported line that says what is waited for, and why: it is also for those who watch no steps."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Connection:
-    """One volume on this host. ``volume`` is as show_volume gives it; ``data`` is the connection info's, if any."""
+    """One volume on this host. ``info`` is how to reach it; an agent that only disconnects has none.
+
+    ``timeout`` is for how long the connector may wait for what may still come, in seconds.
+    """
 
     attachment_id: str
-    volume: Mapping[str, Any]
+    volume: VolumeInfo
     mode: str = "rw"
-    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    info: ConnectionInfo | None = field(default=None, repr=False)
+    timeout: float = 60.0
 
     @property
     def name(self) -> str:
-        return str(self.volume["volume"])
+        return self.volume.name
 
     @property
     def target_name(self) -> str:
-        return str(self.volume["target_name"])
+        return self.volume.target_name
 
     @property
     def serial(self) -> str:
-        return str(self.volume["serial"])
+        return self.volume.serial
+
+    @property
+    def iscsi(self) -> IscsiInfo:
+        """How to log in, for a connector of the kind iscsi."""
+        assert isinstance(self.info, IscsiInfo)
+        return self.info
+
+    @property
+    def local(self) -> LocalInfo:
+        """The device, for a connector of the kind local."""
+        assert isinstance(self.info, LocalInfo)
+        return self.info
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,10 @@ class Connector(ABC):
 
     #: The ``driver_volume_type`` of the connection info that it takes.
     volume_type: ClassVar[str] = "iscsi"
+
+    #: Whether this host has no session with the target any more once ``disconnect`` has returned. Then a session that
+    #: the target still counts is one that it has not yet seen to be dead, and the agent waits until it has.
+    ends_sessions: ClassVar[bool] = False
 
     def __init__(self, report: Report = lambda line: None) -> None:
         self.report = report

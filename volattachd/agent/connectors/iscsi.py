@@ -1,21 +1,23 @@
 """The kernel's initiator, by open-iscsi.
 
 One session for each portal where multipathd runs, and the map over them is the device; else the first portal that
-lets in. A session of an earlier attachment is known by its user name, which is new with each attachment. It is ended
-first: its secret is dead, so it could only become a trap.
+lets in. A login that runs out of time is tried again, at each portal in turn, for as long as the agent's timeout says:
+a portal that others keep busy is not one that refuses. A session of an earlier attachment is known by its user name,
+which is new with each attachment. It is ended first: its secret is dead, so it could only become a trap.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from volattachd.agent import multipath, open_iscsi, usage
-from volattachd.agent.connectors.base import Connection, Connector, Device, Report, describe_host
+from volattachd.agent.answers import IscsiInfo
+from volattachd.agent.connectors.base import Connection, Connector, Device, Report, Waiting, describe_host
 from volattachd.agent.disks import Appearance, Session, remove, sessions_of, verify
-from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, DeviceInUse
+from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, DeviceInUse, PortalSilent, WrongDevice
 
 #: How long a device may take to appear after its login, in seconds.
 APPEARS_WITHIN = 30.0
@@ -25,14 +27,17 @@ class IscsiConnector(Connector):
     """Block devices through open-iscsi; needs root."""
 
     name = "iscsi"
+    ends_sessions = True
 
     def __init__(
         self,
         report: Report = lambda line: None,
         initiator: Callable[[], str] = open_iscsi.initiator_name,
         appears_within: float = APPEARS_WITHIN,
+        node: Callable[[str], open_iscsi.Node] = open_iscsi.Node,
     ) -> None:
         super().__init__(report)
+        self._node = node
         self._initiator = initiator
         self._appears_within = appears_within
 
@@ -48,36 +53,47 @@ class IscsiConnector(Connector):
         return self._found(connection, appearance, lambda: deadline - time.monotonic())
 
     def _end_old_sessions(self, connection: Connection) -> None:
-        if any(not _is_current(session, connection.data) for session in sessions_of(connection.target_name)):
+        if any(not _is_current(session, connection.iscsi) for session in sessions_of(connection.target_name)):
             self.report(f"{connection.name}: an earlier attachment's session is ended first")
             self.disconnect(connection)
 
     def _log_in(self, connection: Connection) -> None:
         """Log in where there is no session yet: to each portal for multipathd, else to the first that lets in."""
-        data, refusals = connection.data, []
-        node = open_iscsi.Node(connection.target_name)
         everywhere = multipath.is_running()
-        settings = open_iscsi.settings_for(self._initiator(), data, one_of_several=everywhere)
         if sessions_of(connection.target_name) and not everywhere:
             return
-        for portal in portals_of(data):
+        deadline = time.monotonic() + connection.timeout
+        while True:
+            refusals = self._try_portals(connection, everywhere)
+            if not refusals or sessions_of(connection.target_name):
+                return
+            silent = next((error for error in refusals if isinstance(error, PortalSilent)), None)
+            left = deadline - time.monotonic()
+            if silent is None or left <= 0:
+                raise silent or refusals[-1]
+            self.report(Waiting(f"{connection.name}: {silent.message}; trying again for {left:.0f} s"))
+
+    def _try_portals(self, connection: Connection, everywhere: bool) -> list[ConnectFailed]:
+        """One login at each portal, until one lets in where one is enough; the answer is why the others did not."""
+        node, refusals = self._node(connection.target_name), []
+        settings = open_iscsi.settings_for(self._initiator(), connection.iscsi, one_of_several=everywhere)
+        for portal in connection.iscsi.portals:
             self.report(f"{connection.name}: logging in at {portal}")
             try:
                 node.record(portal, settings)
-                node.log_in(portal, tries=1 if everywhere else open_iscsi.LOGIN_TRIES)
+                node.log_in(portal)
             except ConnectFailed as error:
                 refusals.append(error)
                 self.report(f"{connection.name}: {error.message}")
             else:
                 if not everywhere:
-                    return
-        if not sessions_of(connection.target_name):
-            raise refusals[-1]
+                    return []
+        return refusals
 
     def _found(self, connection: Connection, appearance: Appearance, left: Callable[[], float]) -> Device:
         """The device, once udev is through with it and it has been seen to be the volume."""
         self.report(f"{connection.name}: waiting for the device")
-        lun = int(connection.data["target_lun"])
+        lun = connection.iscsi.lun
         disks = appearance.wait(lambda: _all_ready(connection.target_name, lun, appearance), left)
         if disks is None:
             raise ConnectFailed(
@@ -108,10 +124,17 @@ class IscsiConnector(Connector):
                 f"multipathd made no map over {', '.join(disks)} within {self._appears_within:g} s",
                 "see multipathd's log, or stop it: one path needs no map",
             )
+        own = {disk for session in sessions_of(connection.target_name) for disk in session.disks()}
+        foreign = multipath.foreign_paths(disks, own)
+        if foreign:
+            raise WrongDevice(
+                f"multipathd put paths of another target into the map of {connection.name!r}: {', '.join(foreign)}",
+                "two storage hosts give units of the same WWID: see which of them is not what it says",
+            )
         return path
 
     def disconnect(self, connection: Connection, force: bool = False) -> list[str]:
-        sessions, node = sessions_of(connection.target_name), open_iscsi.Node(connection.target_name)
+        sessions, node = sessions_of(connection.target_name), self._node(connection.target_name)
         if not sessions and not node.is_known():
             return []
         _need_root()
@@ -162,14 +185,9 @@ class IscsiConnector(Connector):
         return lost
 
 
-def portals_of(data: Mapping[str, Any]) -> list[str]:
-    """The portals of the connection info, the best first."""
-    return list(data.get("target_portals") or [data["target_portal"]])
-
-
-def _is_current(session: Session, data: Mapping[str, Any]) -> bool:
+def _is_current(session: Session, info: IscsiInfo) -> bool:
     """Whether the session is this attachment's. One that has lost its portal is iscsid's to bring back."""
-    return session.username == data.get("auth_username")
+    return session.username == info.username
 
 
 def _all_ready(target_name: str, lun: int, appearance: Appearance) -> list[str] | None:

@@ -32,7 +32,7 @@ class LocalConnector(Connector):
 
     def connect(self, connection: Connection) -> Device:
         _need_root()
-        path = str(connection.data["device_path"])
+        path = connection.local.path
         if not needs_loop(path, connection.mode):
             return Device(path, {"serial": connection.serial})
         loops = loops_over(path)
@@ -47,7 +47,7 @@ class LocalConnector(Connector):
         return done.stdout.strip()
 
     def disconnect(self, connection: Connection, force: bool = False) -> list[str]:
-        path = str(connection.volume["path"])
+        path = connection.volume.path
         loops = loops_over(path)
         if loops:
             _need_root()

@@ -15,7 +15,7 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
+from xml.etree import ElementTree
 
 from volattachd.agent.connectors.base import Connection, Connector, Device, Report, describe_host
 from volattachd.agent.runtime import runtime_directory
@@ -36,20 +36,20 @@ class QemuConnector(Connector):
         return describe_host(host, initiator=initiator_name())
 
     def connect(self, connection: Connection) -> Device:
-        data, secret = connection.data, self._secret_file(connection)
-        _write_private(secret, str(data["auth_password"]))
-        portal = str(data["target_portal"])
-        url = f"iscsi://{portal}/{data['target_iqn']}/{data['target_lun']}"
+        info, secret = connection.iscsi, self._secret_file(connection)
+        _write_private(secret, info.password)
+        portal = info.portals[0]
+        url = f"iscsi://{portal}/{info.target_name}/{info.lun}"
         key = f"volattach-{connection.name}"
         blockdev = {
             "driver": "iscsi",
             "node-name": _node_name(connection),
             "transport": "tcp",
             "portal": portal,
-            "target": data["target_iqn"],
-            "lun": data["target_lun"],
+            "target": info.target_name,
+            "lun": info.lun,
             "initiator-name": initiator_name(),
-            "user": data["auth_username"],
+            "user": info.username,
             "password-secret": key,
             "read-only": connection.mode == "ro",
             "cache": {"direct": True, "no-flush": False},
@@ -88,26 +88,21 @@ def _node_name(connection: Connection) -> str:
 
 def _disk(connection: Connection, portal: str) -> str:
     """A ``<disk>`` for libvirt. Its secret is one of libvirt's own: it takes none from a file (see the manual)."""
-    data = connection.data
+    info = connection.iscsi
     host, _, port = portal.rpartition(":")
-    unit, user = f"{data['target_iqn']}/{data['target_lun']}", str(data["auth_username"])
-    secret = f"volattach-{connection.name}"
-    lines = [
-        '<disk type="network" device="disk">',
-        '  <driver name="qemu" type="raw" cache="none"/>',
-        f'  <source protocol="iscsi" name={quoteattr(unit)}>',
-        f"    <host name={quoteattr(host.strip('[]'))} port={quoteattr(port)}/>",
-        f"    <auth username={quoteattr(user)}>",
-        f'      <secret type="iscsi" usage={quoteattr(secret)}/>',
-        "    </auth>",
-        f"    <initiator><iqn name={quoteattr(initiator_name())}/></initiator>",
-        "  </source>",
-        '  <target dev="vda" bus="virtio"/>',
-        *(["  <readonly/>"] if connection.mode == "ro" else []),
-        f"  <serial>{connection.serial}</serial>",
-        "</disk>",
-    ]
-    return "\n".join(lines)
+    disk = ElementTree.Element("disk", type="network", device="disk")
+    ElementTree.SubElement(disk, "driver", name="qemu", type="raw", cache="none")
+    source = ElementTree.SubElement(disk, "source", protocol="iscsi", name=f"{info.target_name}/{info.lun}")
+    ElementTree.SubElement(source, "host", name=host.strip("[]"), port=port)
+    auth = ElementTree.SubElement(source, "auth", username=info.username)
+    ElementTree.SubElement(auth, "secret", type="iscsi", usage=f"volattach-{connection.name}")
+    ElementTree.SubElement(ElementTree.SubElement(source, "initiator"), "iqn", name=initiator_name())
+    ElementTree.SubElement(disk, "target", dev="vda", bus="virtio")
+    if connection.mode == "ro":
+        ElementTree.SubElement(disk, "readonly")
+    ElementTree.SubElement(disk, "serial").text = connection.serial
+    ElementTree.indent(disk)
+    return ElementTree.tostring(disk, encoding="unicode")
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ class SymlinkConnector(Connector):
     def connect(self, connection: Connection) -> Device:
         link = self._link(connection)
         link.unlink(missing_ok=True)
-        link.symlink_to(connection.data["device_path"])
+        link.symlink_to(connection.local.path)
         return Device(str(link), {"serial": connection.serial})
 
     def disconnect(self, connection: Connection, force: bool = False) -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.guest.inside.agent.compute import Compute, leftovers, rename_initiato
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
 from volattachd.agent import Agent, SentAgain, attached
-from volattachd.agent.connectors.base import Connector, Report
+from volattachd.agent.connectors.base import Connection, Connector, Report
 from volattachd.agent.connectors.iscsi import IscsiConnector
 from volattachd.agent.connectors.registry import make_connector
 from volattachd.agent.errors import AttachedElsewhere, ConnectFailed, DeviceInUse, WrongDevice
@@ -164,12 +165,12 @@ class Breaking:
         self.agent = Agent(SentAgain(lambda: Client(str(program.socket))), make=lambda name, told: Broken(told, **made))
 
 
-def changed(connection: Any, **data: Any) -> Any:
-    return type(connection)(connection.attachment_id, connection.volume, connection.mode, {**connection.data, **data})
+def changed(connection: Connection, **members: Any) -> Connection:
+    return replace(connection, info=replace(connection.iscsi, **members))
 
 
 def test_a_wrong_secret_leaves_nothing(program: Program, compute: Compute, volume: str) -> None:
-    broken = Breaking(program, lambda c: changed(c, auth_password="s" + "0" * 31))
+    broken = Breaking(program, lambda c: changed(c, password="s" + "0" * 31))
     with pytest.raises(ConnectFailed, match="refused the name or the secret"):
         broken.agent.attach(volume)
     assert compute.status(volume) == "available"
@@ -181,7 +182,7 @@ def test_a_wrong_secret_leaves_nothing(program: Program, compute: Compute, volum
 def test_a_portal_that_cannot_be_reached_leaves_nothing(
     portal: str, why: str, program: Program, compute: Compute, volume: str
 ) -> None:
-    broken = Breaking(program, lambda c: changed(c, target_portal=portal))
+    broken = Breaking(program, lambda c: changed(c, portals=(portal,)))
     with pytest.raises(ConnectFailed, match=why) as raised:
         broken.agent.attach(volume)
     assert portal in raised.value.message
@@ -189,16 +190,15 @@ def test_a_portal_that_cannot_be_reached_leaves_nothing(
 
 
 def test_a_device_that_never_appears_leaves_nothing(program: Program, compute: Compute, volume: str) -> None:
-    broken = Breaking(program, lambda c: changed(c, target_lun=7), appears_within=2.0)
+    broken = Breaking(program, lambda c: changed(c, lun=7), appears_within=2.0)
     with pytest.raises(ConnectFailed, match="LUN 7 did not appear"):
         broken.agent.attach(volume)
     assert compute.status(volume) == "available"
 
 
 def test_another_volumes_device_is_never_handed_out(program: Program, compute: Compute, volume: str) -> None:
-    def exchange(connection: Any) -> Any:
-        shown = {**connection.volume, "serial": "0" * 8 + connection.serial[8:]}
-        return type(connection)(connection.attachment_id, shown, connection.mode, connection.data)
+    def exchange(connection: Connection) -> Connection:
+        return replace(connection, volume=replace(connection.volume, serial="0" * 8 + connection.serial[8:]))
 
     with pytest.raises(WrongDevice, match="is not the volume"):
         Breaking(program, exchange).agent.attach(volume)

@@ -11,6 +11,7 @@ from tests.agent.contract import Bench
 from tests.guest.inside.agent.compute import leftovers
 from tests.guest.inside.initiator import run
 from tests.guest.inside.program import Program
+from volattachd.agent.answers import parse_connection, parse_volume
 from volattachd.agent.connectors.base import Connection
 from volattachd.agent.connectors.registry import make_connector
 from volattachd.agent.errors import DeviceInUse
@@ -25,8 +26,9 @@ def bench(request: pytest.FixtureRequest, program: Program, volume: str) -> Iter
     told = made.get_connector("guest")
     attachment = program.call("reserve_volume", volume=volume)["attachment_id"]
     info = program.call("initialize_connection", volume=volume, connector=told)
-    connection = Connection(attachment, program.call("show_volume", volume=volume), "rw", info["data"])
-    path = connection.volume["path"]
+    shown = parse_volume(program.call("show_volume", volume=volume))
+    connection = Connection(attachment, shown, "rw", parse_connection(info, shown, attachment))
+    path = shown.path
     yield Bench(
         made,
         connection,
