@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import socket
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +30,14 @@ NAME = "iqn.1993-08.org.debian:01:host1"
 TARGET = "iqn.2026-11.org.volattachd:vol-1.12345678"
 STATUS = {"ready": True, "degraded": [], "version": "0.1.0", "driver": "lio", "portals": ["10.0.0.1:3260"]}
 VOLUME: dict[str, Any] = {"volume": "vol-1", "target_name": TARGET, "conditions": []}
-ROW: dict[str, Any] = {"volume": "vol-1", "state": "attached", "connector": {"initiator": NAME, "host": "host1"}}
+ROW: dict[str, Any] = {
+    "volume": "vol-1",
+    "state": "attached",
+    "owner": 0,
+    "connector": {"initiator": NAME, "host": "host1"},
+}
 
-DAEMON = Daemon("/run/d.sock", status=STATUS, volumes=(VOLUME,), attachments=(ROW,), role="agent")
+DAEMON = Daemon("/run/d.sock", status=STATUS, volumes=(VOLUME,), attachments=(ROW,), role="agent", uid=0)
 HOST = Host(
     name="host1",
     version="0.1.0",
@@ -98,7 +105,21 @@ BROKEN: list[tuple[str, Change, Change, str, str]] = [
         {"attachments": (ROW, {**ROW, "connector": {"initiator": NAME.upper(), "host": "host2"}})},
         {},
         "problem",
-        "host 'host2' attached 'vol-1' with this host's initiator name; give one",
+        "host 'host2' attached 'vol-1' with this host's initiator name; the copy needs a name",
+    ),
+    (
+        "initiator",
+        {"attachments": (ROW, {**ROW, "owner": 1001, "connector": {"initiator": NAME, "host": "host2"}})},
+        {},
+        "problem",
+        "with this host's initiator name, as uid 1001; bind the name to its user: [initiators]",
+    ),
+    (
+        "initiator",
+        {},
+        {"initiator": None, "hidden": True},
+        "warning",
+        "may not read /etc/iscsi/initiatorname.iscsi; run",
     ),
     (
         "multipath",
@@ -176,6 +197,27 @@ def test_what_is_nobodys_fault_is_no_finding(daemon: Change, host: Change) -> No
     assert {finding.level for finding in found(replace(DAEMON, **daemon), replace(HOST, **host))} == {"ok"}
 
 
+@pytest.mark.parametrize("initiator", [None, "host 1", NAME])
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("owner", [0, 1001])
+def test_a_user_is_never_given_a_command_that_renames_the_initiator(
+    initiator: str | None, hidden: bool, owner: int
+) -> None:
+    copied = {**ROW, "owner": owner, "connector": {"initiator": NAME, "host": "host2"}}
+    host = replace(HOST, initiator=initiator, hidden=hidden, is_root=False)
+    for finding in found(replace(DAEMON, attachments=(copied,)), host):
+        assert "iscsi-iname" not in f"{finding.correction}"
+
+
+def test_a_name_in_a_proposed_command_is_one_word_of_a_shell(tmp_path: Path) -> None:
+    evil = f"{TARGET.partition(':')[0]}:x; touch y"
+    host = replace(HOST, sessions=(Session("session9", evil, NAME),), records=(evil,))
+    commands = [finding.correction for finding in found(DAEMON, host) if finding.check == "leftovers"]
+    assert len(commands) == 2
+    for command in commands:
+        assert evil in shlex.split(str(command).rpartition("then: ")[2])
+
+
 def test_without_the_daemon_the_hosts_own_faults_are_still_told() -> None:
     gone = Daemon("/run/d.sock", Unreachable("cannot reach it"))
     bare = replace(HOST, has_daemon=True, loaded=frozenset(), configfs=False, initiator=None)
@@ -216,6 +258,7 @@ def test_the_facts_of_a_host(tmp_path: Path) -> None:
     seen = facts.look({}, str(tmp_path))
     assert seen == Host(
         name=socket.gethostname(),
+        is_root=os.geteuid() == 0,
         loaded=frozenset({"target_core_mod"}),
         loadable=frozenset({"iscsi_target_mod", "iscsi_tcp"}),
         configfs=True,
@@ -228,7 +271,22 @@ def test_the_facts_of_a_host(tmp_path: Path) -> None:
 
 
 def test_a_host_with_nothing_is_a_fact_too(tmp_path: Path) -> None:
-    assert facts.look({}, str(tmp_path)) == Host(name=socket.gethostname())
+    assert facts.look({}, str(tmp_path)) == Host(name=socket.gethostname(), is_root=os.geteuid() == 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become another user")
+def test_a_name_that_this_user_may_not_read_is_not_one_that_is_missing() -> None:
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        lay_out(Path(root), {"etc/iscsi/initiatorname.iscsi": f"InitiatorName={NAME}\n"})
+        Path(root, "etc/iscsi/initiatorname.iscsi").chmod(0o600)
+        os.seteuid(65534)
+        try:
+            seen, bare = facts.look({}, root), facts.look({}, f"{root}/none")
+        finally:
+            os.seteuid(0)
+    assert (seen.hidden, seen.initiator, seen.is_root) == (True, None, False)
+    assert (bare.hidden, bare.initiator) == (False, None)
 
 
 def test_a_portal_is_tried() -> None:

@@ -10,6 +10,7 @@ from docgen.files import FILES
 from docgen.pages import DAEMON_EXITS, write_client_page, write_config_page, write_daemon_page
 from docgen.roff import entry, escape, text
 from volattachd import daemon
+from volattachd.agent.connectors.registry import BUILT_IN
 from volattachd.cli.commands import COMMANDS
 from volattachd.cli.exit_codes import EXITS
 from volattachd.config import keys
@@ -55,6 +56,12 @@ def test_the_daemons_page_has_every_option_and_every_exit_code() -> None:
     for option in options_of(daemon.build_parser()):
         assert option in page
     assert set(DAEMON_EXITS) == {value for name, value in vars(daemon).items() if name.startswith("EXIT_")}
+
+
+def test_no_connector_is_named_as_the_command_does_not_know_it() -> None:
+    words = plain(write_client_page()).split()
+    assert set(BUILT_IN) <= {word.strip(",.") for word in words}
+    assert not {name.capitalize() for name in BUILT_IN} & {word.strip(",.") for word in words} - {"Local"}
 
 
 def test_the_commands_page_has_every_command_with_its_options_and_every_exit_code() -> None:

@@ -7,7 +7,8 @@ host (a target's checks where the daemon is elsewhere) finds nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from volattachd.cli import facts
@@ -129,12 +130,14 @@ def check_initiator(daemon: Daemon, host: Host) -> Iterator[Finding]:
 
 
 def _name_of(host: Host) -> Finding:
+    """What there is to say of the initiator's name. Who cannot give one, or cannot see it, is not told how to."""
     where = "/etc/iscsi/initiatorname.iscsi"
+    if host.hidden:
+        return Finding(WARNING, "initiator", f"this user may not read {where}", "run it as root")
+    correction = f'echo "InitiatorName=$(iscsi-iname)" > {where}' if host.is_root else "ask root to give this host one"
     if host.initiator is None:
-        correction = f'echo "InitiatorName=$(iscsi-iname)" > {where}'
         return Finding(PROBLEM, "initiator", f"{where} names no initiator", correction)
     if not _NAME.fullmatch(host.initiator):
-        correction = f'echo "InitiatorName=$(iscsi-iname)" > {where}'
         return Finding(PROBLEM, "initiator", f"{host.initiator!r} in {where} is no iSCSI name", correction)
     return Finding(OK, "initiator", f"this host is {host.initiator}")
 
@@ -146,8 +149,16 @@ def check_shared_name(daemon: Daemon, host: Host) -> Iterator[Finding]:
         other = connector.get("host")
         if host.initiator and _same(connector.get("initiator"), host.initiator) and other not in (None, host.name):
             message = f"host {other!r} attached {row['volume']!r} with this host's initiator name"
-            correction = "give one of them a name of its own, with iscsi-iname, after it has detached everything"
-            yield Finding(PROBLEM, "initiator", message, correction)
+            if row["owner"] != daemon.uid:  # what others say of their host is no reason to rename this one
+                whose = f"{message}, as uid {row['owner']}"
+                yield Finding(
+                    PROBLEM, "initiator", whose, "bind the name to its user: [initiators] of the configuration"
+                )
+            else:
+                correction = (
+                    "the copy needs a name of its own, after it has detached everything; as root there: iscsi-iname"
+                )
+                yield Finding(PROBLEM, "initiator", message, correction if host.is_root else "ask root of both hosts")
 
 
 def check_multipath(daemon: Daemon, host: Host) -> Iterator[Finding]:
@@ -168,9 +179,8 @@ def check_sessions(daemon: Daemon, host: Host) -> Iterator[Finding]:
             ours = _is_ours(daemon, session.target_name)
             if ours and (session.target_name, session.initiator.lower()) not in granted:
                 message = f"{session.name} is logged in to {session.target_name}, and no attachment of it is known"
-                correction = (
-                    f"see that nothing uses its disks, then: iscsiadm -m node -T {session.target_name} --logout"
-                )
+                name = shlex.quote(session.target_name)
+                correction = f"see that nothing uses its disks, then: iscsiadm -m node -T {name} --logout"
                 yield Finding(PROBLEM, "leftovers", message, correction)
 
 
@@ -183,7 +193,7 @@ def check_records(daemon: Daemon, host: Host) -> Iterator[Finding]:
         for name in host.records:
             if _is_ours(daemon, name) and name not in granted:
                 message = f"there is a node record of {name}, and no attachment of it is known"
-                yield Finding(WARNING, "leftovers", message, f"iscsiadm -m node -T {name} -o delete")
+                yield Finding(WARNING, "leftovers", message, f"iscsiadm -m node -T {shlex.quote(name)} -o delete")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -212,7 +222,11 @@ def _granted(daemon: Daemon) -> set[tuple[str, str]]:
     """The pairs of a target and an initiator that an attachment lets in."""
     targets = {volume["volume"]: volume["target_name"] for volume in daemon.volumes}
     rows = [row for row in daemon.attachments if row["state"] in _CONNECTED]
-    return {(targets[row["volume"]], str((row["connector"] or {}).get("initiator", "")).lower()) for row in rows}
+    return {(targets.get(row["volume"], ""), _initiator_of(row)) for row in rows}
+
+
+def _initiator_of(row: Mapping[str, Any]) -> str:
+    return str((row["connector"] or {}).get("initiator", "")).lower()
 
 
 def _is_ours(daemon: Daemon, target_name: str) -> bool:

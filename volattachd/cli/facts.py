@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from volattachd import __version__
+from volattachd.agent import answers
 from volattachd.client.connection import Connection
 from volattachd.client.protocol import ClientError
 from volattachd.errors import VolattachError
@@ -19,6 +20,7 @@ from volattachd.errors import VolattachError
 _MODULES = ("target_core_mod", "iscsi_target_mod", "iscsi_tcp")
 #: Sockets in the abstract namespace that tell who runs.
 _SERVICES = {"iscsid": "@ISCSIADM_ABSTRACT_NAMESPACE", "multipathd": "@/org/kernel/linux/storage/multipathd"}
+_NAME_FILE = "etc/iscsi/initiatorname.iscsi"
 _RECORDS = ("etc/iscsi/nodes", "var/lib/iscsi/nodes")
 _COMMANDS = ("usr/sbin", "sbin", "usr/bin", "bin", "usr/local/sbin", "usr/local/bin")
 _PATIENCE = 3.0
@@ -35,6 +37,7 @@ class Daemon:
     volumes: tuple[Mapping[str, Any], ...] = ()
     attachments: tuple[Mapping[str, Any], ...] = ()
     role: str = "nobody"
+    uid: int | None = None  # who the daemon takes this command's user for
 
     @property
     def is_local(self) -> bool:
@@ -60,6 +63,8 @@ class Host:
     loadable: frozenset[str] = frozenset()
     configfs: bool = False
     initiator: str | None = None
+    hidden: bool = False  # whether the initiator's name is kept from this user
+    is_root: bool = True
     has_daemon: bool = False
     has_iscsiadm: bool = False
     services: frozenset[str] = frozenset()
@@ -71,13 +76,14 @@ class Host:
 def ask(connection: Connection) -> Daemon:
     """What the daemon says of itself, and what its caller may do."""
     try:
-        status = connection.call("get_status")
+        status = answers.parse_status(connection.call("get_status"))
         return Daemon(
             connection.address,
             status=status,
-            volumes=tuple(connection.call("list_volumes")),
-            attachments=tuple(connection.call("list_attachments")),
-            role=str((status.get("caller") or {}).get("role") or "unknown"),
+            volumes=tuple(answers.parse_views(connection.call("list_volumes"), answers.parse_shown_volume)),
+            attachments=tuple(answers.parse_views(connection.call("list_attachments"), answers.parse_attachment)),
+            role=status["caller"]["role"],
+            uid=status["caller"]["uid"],
         )
     except (VolattachError, ClientError) as error:
         return Daemon(connection.address, error)
@@ -91,6 +97,8 @@ def look(portals: Mapping[str, str], root: str = "/") -> Host:
         loadable=frozenset(_loadable(root)),
         configfs=os.path.isdir(_at(root, "sys/kernel/config/target")) or _has_configfs(root),
         initiator=_initiator(root),
+        hidden=_is_hidden(_at(root, _NAME_FILE)),
+        is_root=os.geteuid() == 0,
         has_daemon=_has(root, "volattachd"),
         has_iscsiadm=_has(root, "iscsiadm"),
         services=frozenset(_services(root)),
@@ -158,11 +166,21 @@ def _has_configfs(root: str) -> bool:
 
 
 def _initiator(root: str) -> str | None:
-    for line in _read(_at(root, "etc/iscsi/initiatorname.iscsi")).splitlines():
+    for line in _read(_at(root, _NAME_FILE)).splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "InitiatorName":
             return value.strip() or None
     return None
+
+
+def _is_hidden(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _services(root: str) -> list[str]:
