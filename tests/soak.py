@@ -31,6 +31,7 @@ MODULES = (
     "tests/guest/test_power.py",
     *(f"{INSIDE}/test_{name}.py" for name in ("faults", "faults_block", "sigkill", "fio", "reattach")),
     f"{INSIDE}/agent/test_agent_load.py",
+    f"{INSIDE}/agent/test_silent.py",
 )
 TAIL = 25
 

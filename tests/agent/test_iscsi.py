@@ -11,10 +11,11 @@ from tests.cli.hostile_daemon import SERIAL, TARGET, VOLUME
 from volattachd.agent.answers import IscsiInfo, VolumeInfo
 from volattachd.agent.connectors.base import Connection, Waiting
 from volattachd.agent.connectors.iscsi import IscsiConnector
-from volattachd.agent.errors import ConnectFailed, PortalSilent
+from volattachd.agent.errors import ConnectFailed, PortalBusy, PortalSilent
 
 FIRST, SECOND = "192.0.2.1:3260", "192.0.2.2:3260"
-SILENT, REFUSED = PortalSilent("it does not answer the login"), ConnectFailed("it refused the name")
+SILENT, REFUSED = PortalSilent("it does not answer"), ConnectFailed("it refused the name")
+BUSY = PortalBusy("it does not answer the login")
 
 
 class ScriptedNode:
@@ -34,7 +35,9 @@ class ScriptedNode:
             raise outcome
 
 
-def log_in(script: list[Exception | None], timeout: float = 60.0) -> tuple[ScriptedNode, list[str]]:
+def log_in(
+    script: list[Exception | None], timeout: float = 60.0, busy: float = 900.0
+) -> tuple[ScriptedNode, list[str]]:
     """What the connector asked open-iscsi, and what it said that it waited for."""
     node = ScriptedNode(script)
     said: list[str] = []
@@ -48,7 +51,7 @@ def log_in(script: list[Exception | None], timeout: float = 60.0) -> tuple[Scrip
     volume = VolumeInfo(VOLUME, "/srv/vol-1", 1 << 20, "attaching", False, TARGET, SERIAL)
     info = IscsiInfo(TARGET, (FIRST, SECOND), 0, "volattach-1", "s3cret")
     try:
-        connector._log_in(Connection(SERIAL, volume, "rw", info, timeout))
+        connector._log_in(Connection(SERIAL, volume, "rw", info, timeout, busy))
     except ConnectFailed as error:
         said.append(f"raised: {error.message}")
     return node, said
@@ -77,3 +80,10 @@ def test_portals_that_all_refuse_are_not_tried_again() -> None:
 def test_the_agents_timeout_ends_it_with_what_could_have_helped(order: list[Exception | None]) -> None:
     node, said = log_in([*order, None], timeout=0)
     assert (node.portals, said) == ([FIRST, SECOND], [f"raised: {SILENT.message}"])
+
+
+def test_a_portal_that_is_busy_is_waited_for_longer_than_one_that_may_be_dead() -> None:
+    node, said = log_in([SILENT, BUSY, BUSY, SILENT, None], timeout=0)
+    assert (len(node.portals), len(said)) == (5, 2) and all(BUSY.message in line for line in said)
+    node, said = log_in([BUSY, SILENT, None], timeout=0, busy=0)
+    assert (len(node.portals), said) == (2, [f"raised: {BUSY.message}"])

@@ -34,7 +34,7 @@ from volattachd.agent.connectors.base import Connection, Connector, Device, Repo
 from volattachd.agent.connectors.registry import make_connector
 from volattachd.agent.errors import AttachedElsewhere, ConnectorUnusable
 from volattachd.agent.identity import new_id, was_made_by
-from volattachd.agent.retry import TIMEOUT, Calls, SentAgain
+from volattachd.agent.retry import BUSY_TIMEOUT, TIMEOUT, Calls, SentAgain
 from volattachd.agent.runtime import only_one, runtime_directory
 from volattachd.client.sync import Client, ClientError
 from volattachd.errors import InvalidVolume, InvalidVolumeAttachMode, SessionActive, VolattachError
@@ -100,10 +100,11 @@ class Wish:
 class Work:
     """One volume's way. ``row`` is its attachment as the daemon showed it last, None where it has none."""
 
-    def __init__(self, calls: Calls, volume: str, host: str, report: Report, timeout: float = TIMEOUT) -> None:
+    def __init__(self, calls: Calls, volume: str, host: str, report: Report, timeout: float | None = None) -> None:
         self._calls = calls
         self._host = host
-        self._timeout = timeout
+        self._timeout = TIMEOUT if timeout is None else timeout
+        self._busy_timeout = BUSY_TIMEOUT if timeout is None else timeout
         self.report = report
         self.name = volume
         self._uid = answers.parse_uid(calls.call("get_status", {}))
@@ -252,7 +253,7 @@ class Work:
 
     def _connection(self, info: ConnectionInfo | None) -> Connection:
         attachment_id, mode = ("", "rw") if self.row is None else (self.row.id, self.row.mode)
-        return Connection(attachment_id, self.volume, mode, info, self._timeout)
+        return Connection(attachment_id, self.volume, mode, info, self._timeout, self._busy_timeout)
 
     def _is_shared(self) -> bool:
         others = [row for row in self.own_rows() if self.row is None or row.id != self._id()]
@@ -320,8 +321,9 @@ def _tell_both(cause: BaseException, error: VolattachError | ClientError, volume
 class Agent:
     """Attaches and detaches volumes on this host. ``report`` is given each step as it begins.
 
-    ``timeout`` is for how long it waits for one thing that may still come: a daemon that does not answer, a portal that
-    is busy, the end of a session. ``elsewhere``: the daemon is on another host, so its paths mean nothing here.
+    ``timeout`` is for how long it waits for one thing that may still come: a daemon or a portal that does not answer,
+    the end of a session. Without one that is TIMEOUT, and BUSY_TIMEOUT for a portal that is busy. ``elsewhere``: the
+    daemon is on another host, so its paths mean nothing here.
     """
 
     def __init__(
@@ -331,10 +333,10 @@ class Agent:
         report: Report = lambda line: None,
         make: MakeConnector = make_connector,
         runtime: Path | None = None,
-        timeout: float = TIMEOUT,
+        timeout: float | None = None,
         elsewhere: bool = False,
     ) -> None:
-        self._calls = calls or SentAgain(Client, timeout, report)
+        self._calls = calls or SentAgain(Client, TIMEOUT if timeout is None else timeout, report)
         self._host = host or socket.gethostname()
         self._report = report
         self._make = make

@@ -11,6 +11,7 @@ Each is a kind of the error that asks the same of its caller, so exit codes and 
     DriverError
     ├── ConnectFailed       the device did not appear, or does not go: mend what is named, then try again
     │   └── PortalSilent    a login ran out of time
+    │       └── PortalBusy  the portal had accepted the connection: it is alive
     └── WrongDevice         what appeared is not the volume, and was not handed out
     BadAnswer (of the client)
     └── UntrustedAnswer     a value of the daemon's answer does not fit its grammar, and was not used
@@ -40,6 +41,10 @@ class ConnectFailed(DriverError):
 
 class PortalSilent(ConnectFailed):
     """A login ran out of time: the portal is dead, or busy with other logins. It may be tried again."""
+
+
+class PortalBusy(PortalSilent):
+    """The portal accepted the connection and did not come to the login in time: it serves others first."""
 
 
 class WrongDevice(DriverError):

@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from volattachd.agent.answers import IscsiInfo
-from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, PortalSilent
+from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, PortalBusy, PortalSilent
 from volattachd.agent.runtime import only_one, runtime_directory
 
 INITIATOR_NAME = Path("/etc/iscsi/initiatorname.iscsi")
@@ -39,16 +39,16 @@ _LOGIN_SECONDS = 15
 #: iscsiadm(8), EXIT STATUS.
 _SESSION_EXISTS, _NO_RECORD, _DATABASE = 15, 21, 6
 
-#: A login that ran out of time, before or after the connection was accepted. It is no refusal: a target takes logins
-#: one after the other (LIO has a thread for each portal), and one that sends nothing holds up the others.
-_OUT_OF_TIME = (8, 11)
+#: A login that ran out of time, before and after the connection was accepted. It is no refusal: a target takes logins
+#: one after the other (LIO has a thread for each portal), and one that sends nothing holds up the others for 15 s.
+_OUT_OF_TIME: dict[int, type[ConnectFailed]] = {8: PortalSilent, 11: PortalBusy}
 
 #: For how long a command is sent again that met a change of the records, and the pause before, in seconds.
 _DATABASE_SECONDS, _DATABASE_PAUSE = 30.0, 0.1
 _WORDS = {
     4: "the portal cannot be reached",
     8: "the portal does not answer",
-    11: "the portal accepts the connection and does not answer the login; others may be logging in at it",
+    11: "the portal accepts the connection and does not come to the login: it takes one login after the other",
     19: "the target refused the login",
     20: "iscsid does not run, or does not answer",
     24: "the target refused the name or the secret",
@@ -87,10 +87,10 @@ class Node:
                 self._exchange(base, path, settings)
 
     def log_in(self, portal: str) -> None:
-        """Log in; a session that is there is as good as a new one. Raises PortalSilent where time ran out."""
+        """Log in; a session that is there is as good as a new one. Raises PortalSilent if time ran out."""
         done = self._iscsiadm("-p", portal, "--login")
         if done.returncode != _SESSION_EXISTS:
-            error = PortalSilent if done.returncode in _OUT_OF_TIME else ConnectFailed
+            error = _OUT_OF_TIME.get(done.returncode, ConnectFailed)
             _check(done, f"cannot log in to {self.target_name} at {portal}", error)
 
     def forget(self) -> None:

@@ -18,6 +18,10 @@ from volattachd.errors import Busy
 #: busy, the end of a session), in seconds.
 TIMEOUT = 60.0
 
+#: For how long it waits for a portal that accepts connections and does not come to the login. LIO gives each connection
+#: that says nothing 15 s, one after the other: 40 of them are 600 s.
+BUSY_TIMEOUT = 900.0
+
 _PAUSE = 0.2
 
 

@@ -15,7 +15,7 @@ from volattachd.cli import exit_codes
 from volattachd.cli.commands import Outcome, wrong
 from volattachd.cli.output import machine, render, text
 from volattachd.cli.parser import HOST_VARIABLE, SOCKET_VARIABLE, build_parser, defaults
-from volattachd.client.connection import Connection
+from volattachd.client.connection import DEFAULT_TIMEOUT, Connection
 from volattachd.client.protocol import ClientError
 from volattachd.client.unix import DEFAULT_SOCKET
 from volattachd.errors import VolattachError
@@ -102,7 +102,7 @@ def _check_utf8(argv: Sequence[str]) -> None:
 
 def _outcomes(args: argparse.Namespace) -> Iterator[Outcome]:
     """What the command gets: mostly one outcome, or one after the other for as long as it runs."""
-    with Connection(args.address, args.timeout) as connection:
+    with Connection(args.address, DEFAULT_TIMEOUT if args.timeout is None else args.timeout) as connection:
         got: Outcome | Iterator[Outcome] = args.run(connection, args)
         yield from (got,) if isinstance(got, Outcome) else got
 

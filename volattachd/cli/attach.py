@@ -16,20 +16,20 @@ from volattachd.client.sync import Client
 def attach(connection: Connection, args: argparse.Namespace) -> dict[str, Any]:
     """The device of a volume on this host."""
     wish = {"mode": args.mode, "instance_uuid": args.instance, "mount_point": args.mount_point}
-    return _agent(connection).attach(args.volume, **wish, connector=args.connector).view()
+    return _agent(connection, args).attach(args.volume, **wish, connector=args.connector).view()
 
 
 def detach(connection: Connection, args: argparse.Namespace) -> dict[str, Any]:
     """A volume without this host."""
-    agent = _agent(connection)
+    agent = _agent(connection, args)
     return agent.detach(args.volume, args.force, args.instance, args.connector, args.attachment).view()
 
 
-def _agent(connection: Connection) -> Agent:
+def _agent(connection: Connection, args: argparse.Namespace) -> Agent:
     """An agent that waits for as long as a call may take: ``--timeout``."""
     address, timeout = connection.address, connection.timeout
     calls = SentAgain(lambda: Client(address, timeout), timeout, _report)
-    return Agent(calls, report=_report, timeout=timeout, elsewhere=address.startswith("ssh://"))
+    return Agent(calls, report=_report, timeout=args.timeout, elsewhere=address.startswith("ssh://"))
 
 
 def _report(line: str) -> None:

@@ -99,7 +99,7 @@ def build_parser(words: Sequence[str] | None = None, mixing: bool = True) -> arg
 
 def defaults() -> argparse.Namespace:
     """What the options mean that are not given."""
-    return argparse.Namespace(json=False, host=None, socket=None, timeout=DEFAULT_TIMEOUT, show_secret=False)
+    return argparse.Namespace(json=False, host=None, socket=None, timeout=None, show_secret=False)
 
 
 def _shared_options() -> _Command:

@@ -39,7 +39,8 @@ class Waiting(str):
 class Connection:
     """One volume on this host. ``info`` is how to reach it; an agent that only disconnects has none.
 
-    ``timeout`` is for how long the connector may wait for what may still come, in seconds.
+    ``timeout`` is for how long the connector may wait for what may still come, in seconds; ``busy_timeout`` the same for
+    what is certainly there and has others to serve first.
     """
 
     attachment_id: str
@@ -47,6 +48,7 @@ class Connection:
     mode: str = "rw"
     info: ConnectionInfo | None = field(default=None, repr=False)
     timeout: float = 60.0
+    busy_timeout: float = 900.0
 
     @property
     def name(self) -> str:

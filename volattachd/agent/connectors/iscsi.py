@@ -17,7 +17,7 @@ from volattachd.agent import multipath, open_iscsi, usage
 from volattachd.agent.answers import IscsiInfo
 from volattachd.agent.connectors.base import Connection, Connector, Device, Report, Waiting, describe_host
 from volattachd.agent.disks import Appearance, Session, remove, sessions_of, verify
-from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, DeviceInUse, PortalSilent, WrongDevice
+from volattachd.agent.errors import ConnectFailed, ConnectorUnusable, DeviceInUse, PortalBusy, PortalSilent, WrongDevice
 
 #: How long a device may take to appear after its login, in seconds.
 APPEARS_WITHIN = 30.0
@@ -62,16 +62,16 @@ class IscsiConnector(Connector):
         everywhere = multipath.is_running()
         if sessions_of(connection.target_name) and not everywhere:
             return
-        deadline = time.monotonic() + connection.timeout
+        began = time.monotonic()
         while True:
             refusals = self._try_portals(connection, everywhere)
             if not refusals or sessions_of(connection.target_name):
                 return
-            silent = next((error for error in refusals if isinstance(error, PortalSilent)), None)
-            left = deadline - time.monotonic()
-            if silent is None or left <= 0:
-                raise silent or refusals[-1]
-            self.report(Waiting(f"{connection.name}: {silent.message}; trying again for {left:.0f} s"))
+            error = _most_hopeful(refusals)
+            left = began + _patience(error, connection) - time.monotonic()
+            if left <= 0:
+                raise error
+            self.report(Waiting(f"{connection.name}: {error.message}; trying again for {left:.0f} s"))
 
     def _try_portals(self, connection: Connection, everywhere: bool) -> list[ConnectFailed]:
         """One login at each portal, until one lets in where one is enough; the answer is why the others did not."""
@@ -183,6 +183,18 @@ class IscsiConnector(Connector):
             if not usage.users_of(mapped):
                 multipath.remove_map(mapped, disks)
         return lost
+
+
+def _most_hopeful(refusals: list[ConnectFailed]) -> ConnectFailed:
+    """The reason with which another try makes most sense; of several such the last."""
+    return max(reversed(refusals), key=lambda error: isinstance(error, PortalSilent) + isinstance(error, PortalBusy))
+
+
+def _patience(error: ConnectFailed, connection: Connection) -> float:
+    """For how long logins that fail for this reason are tried again, in seconds."""
+    if isinstance(error, PortalBusy):
+        return connection.busy_timeout
+    return connection.timeout if isinstance(error, PortalSilent) else 0.0
 
 
 def _is_current(session: Session, info: IscsiInfo) -> bool:

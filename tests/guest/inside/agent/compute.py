@@ -23,10 +23,10 @@ class Compute:
     def __init__(self, program: Program) -> None:
         self.program = program
 
-    def volattach(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command, with --json, whatever comes of it."""
+    def volattach(self, *words: str, seconds: float = 180) -> subprocess.CompletedProcess[str]:
+        """A command, with --json, whatever comes of it within so many seconds."""
         command = [sys.executable, "-m", "volattachd.cli", "--socket", str(self.program.socket), "--json", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd="/host/repo")
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd="/host/repo")
 
     def succeed(self, *words: str) -> dict[str, Any]:
         """A command that must succeed; its result."""

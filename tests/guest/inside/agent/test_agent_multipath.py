@@ -93,6 +93,37 @@ def test_a_portal_that_goes_away_costs_no_io(compute: Compute, volume: str) -> N
     assert leftovers() == []
 
 
+def test_a_detach_with_a_dead_path_ends_with_a_volume_that_is_available(compute: Compute, volume: str) -> None:
+    """The target counts the session of the dead path until its own time-out; nobody here could log it out there."""
+    compute.attach(volume)
+    run("ip", "addr", "del", f"{PORTALS[0]}/32", "dev", "portals")
+    try:
+        done = compute.volattach("detach", volume)
+    finally:
+        run("ip", "addr", "add", f"{PORTALS[0]}/32", "dev", "portals")
+    assert done.returncode == 0, done.stderr
+    assert compute.status(volume) == "available"
+    assert all("no session is left on this host" in line for line in done.stderr.splitlines()), done.stderr
+    assert leftovers() == []
+
+
+def test_a_detach_that_stopped_waiting_for_a_dead_path_goes_on_when_it_is_sent_again(
+    compute: Compute, volume: str
+) -> None:
+    compute.attach(volume)
+    run("ip", "addr", "del", f"{PORTALS[0]}/32", "dev", "portals")
+    try:
+        short = compute.volattach("--timeout", "2", "detach", volume)
+        if short.returncode:  # the target has not seen it yet
+            assert short.returncode == 4 and f"volattach detach {volume}" in short.stderr, short.stderr
+            assert "log the initiator out" not in short.stderr
+            assert compute.status(volume) == "detaching"
+            assert compute.detach(volume)["status"] == "available"
+    finally:
+        run("ip", "addr", "add", f"{PORTALS[0]}/32", "dev", "portals")
+    assert leftovers() == []
+
+
 def test_one_portal_of_two_is_enough_to_attach(compute: Compute, volume: str) -> None:
     run("ip", "addr", "del", f"{PORTALS[1]}/32", "dev", "portals")
     try:
