@@ -39,8 +39,8 @@ class Waiting(str):
 class Connection:
     """One volume on this host. ``info`` is how to reach it; an agent that only disconnects has none.
 
-    ``timeout`` is for how long the connector may wait for what may still come, in seconds; ``busy_timeout`` the same for
-    what is certainly there and has others to serve first.
+    ``timeout`` is for how long the connector may wait for what may still come, in seconds; ``busy_timeout`` the same
+    for what is certainly there and has others to serve first.
     """
 
     attachment_id: str
