@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from tests.mutation.trial import Subject
 
-_CALLS = ("tests/test_service.py", "tests/test_local.py")
-_RECONCILE = ("tests/test_converge.py", "tests/test_repair.py", "tests/test_upkeep.py")
+_CALLS = ("tests/service/test_core.py", "tests/service/test_local_attach.py")
+_RECONCILE = tuple(f"tests/reconcile/test_{name}.py" for name in ("applier", "reconciler", "controller"))
 
 SUBJECTS: tuple[Subject, ...] = (
-    Subject("volattachd.service", _CALLS),
-    Subject("volattachd.selection", _CALLS),
-    Subject("volattachd.credentials", _CALLS),
-    Subject("volattachd.local", _CALLS),
-    Subject("volattachd.converge", (*_RECONCILE, "tests/test_service.py")),
-    Subject("volattachd.repair", (*_RECONCILE, "tests/test_service.py")),
-    Subject("volattachd.upkeep", (*_RECONCILE, "tests/test_service.py")),
-    Subject("volattachd.journal", ("tests/test_journal.py", "tests/test_journal_care.py")),
-    Subject("volattachd.rpc.access", ("tests/rpc/test_access.py",)),
+    Subject("volattachd.service.core", _CALLS),
+    Subject("volattachd.service.lookup", _CALLS),
+    Subject("volattachd.service.chap", _CALLS),
+    Subject("volattachd.service.local_attach", _CALLS),
+    Subject("volattachd.reconcile.applier", (*_RECONCILE, "tests/service/test_core.py")),
+    Subject("volattachd.reconcile.reconciler", (*_RECONCILE, "tests/service/test_core.py")),
+    Subject("volattachd.reconcile.controller", (*_RECONCILE, "tests/service/test_core.py")),
+    Subject("volattachd.state.journal", ("tests/state/test_journal.py", "tests/state/test_journal_care.py")),
+    Subject("volattachd.api.access", ("tests/api/test_access.py",)),
     Subject("volattachd.rpc.framing", ("tests/rpc/test_framing.py",)),
 )
