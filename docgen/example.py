@@ -16,10 +16,18 @@ _HEAD = f"""\
 """
 
 
+_INITIATORS = """\
+[initiators]
+# Binds the names of initiators to the users that may connect with them. Nobody else can use a bound name.
+# "iqn.2026-11.com.example:alpha" = "alice"
+# "iqn.2026-11.com.example:beta" = ["alice", "bob"]
+"""
+
+
 def write_example() -> str:
     """The text of the file."""
     sections = groupby(config.keys(), key=lambda row: row[0])
-    return "\n".join([_HEAD, *("\n".join(_section(name, rows)) for name, rows in sections)])
+    return "\n".join([_HEAD, *("\n".join(_section(name, rows)) for name, rows in sections), _INITIATORS])
 
 
 def _section(name: str, rows: Any) -> list[str]:

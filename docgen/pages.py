@@ -129,7 +129,18 @@ def write_config_page() -> str:
                 "Times are in seconds.",
             ),
         ),
-        section("KEYS", *(_keys(name, rows) for name, rows in by_section)),
+        section(
+            "KEYS",
+            *(_keys(name, rows) for name, rows in by_section),
+            subsection(
+                f"[{config.INITIATORS}]",
+                entry(
+                    "NAME",
+                    "A user, or a list of users, to whom this initiator's name is bound.",
+                    "Nobody else can use it: attachments of other owners are refused.",
+                ),
+            ),
+        ),
         section(
             "EXAMPLE",
             example(

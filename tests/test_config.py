@@ -25,7 +25,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "limits.message_seconds": ("0.1", 0.1),
     "limits.unread_seconds": ("3600", 3600.0),
     "limits.call_seconds": ("1", 1.0),
-    "reservations.ttl": ("31536000", 31536000.0),
+    "limits.attachments_per_uid": ("1_000_000", 1_000_000),
+    "reservations.ttl": ("86400", 86400.0),
     "reconcile.interval": ("0.5", 0.5),
     "history.days": ("1", 1),
     "history.rows": ("100_000_000", 100_000_000),
@@ -62,7 +63,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "limits.message_seconds": (*NUMBERS, "0.09", "3600.1"),
     "limits.unread_seconds": (*NUMBERS, "0.09", "3601"),
     "limits.call_seconds": (*NUMBERS, "0.09", "3601"),
-    "reservations.ttl": (*NUMBERS, "0.9", "31536001"),
+    "limits.attachments_per_uid": (*NUMBERS, "1.0", "1000001"),
+    "reservations.ttl": (*NUMBERS, "0.9", "86400.1"),
     "reconcile.interval": (*NUMBERS, "0.4", "3601"),
     "history.days": (*NUMBERS, "0.5", "36501"),
     "history.rows": (*NUMBERS, "999", "100000001"),
@@ -88,7 +90,8 @@ def refused(tmp_path: Path, text: str | bytes) -> str:
 
 def test_the_tables_of_these_tests_have_every_key() -> None:
     assert list(GOOD) == list(BAD) == KEYS
-    assert len({key.partition(".")[2] for key in KEYS}) == len(KEYS) == len(fields(Config))
+    assert len({key.partition(".")[2] for key in KEYS}) == len(KEYS)
+    assert len(fields(Config)) == len(KEYS) + 1  # and [initiators], whose keys are names
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", *(f"[{key.partition('.')[0]}]\n" for key in KEYS)])
@@ -225,3 +228,35 @@ def test_the_longest_prefix_leaves_room_for_a_whole_name(tmp_path: Path) -> None
     prefix = "iqn.2026-11." + "a" * 138
     assert load(written(tmp_path, f'[target]\niqn_prefix = "{prefix}"\n')).iqn_prefix == prefix
     assert len(f"{prefix}:{'v' * 63}.{'0' * 8}") <= 223
+
+
+# [initiators].
+
+NAME = "iqn.2026-11.com.example:alpha"
+
+
+def test_names_of_initiators_are_bound_to_one_user_or_to_several(tmp_path: Path) -> None:
+    text = f'[initiators]\n"{NAME}" = "alice"\n"{NAME.upper()}2" = ["bob", "1000"]\n'
+    assert load(written(tmp_path, text)).initiators == ((NAME, ("alice",)), (f"{NAME}2", ("bob", "1000")))
+
+
+@pytest.mark.parametrize("users", ["5", "[]", "[5]", '""', '["alice", ""]', "{}", "true"])
+def test_a_binding_to_what_is_no_user_is_refused_with_its_line(tmp_path: Path, users: str) -> None:
+    told = refused(tmp_path, f'\n[initiators]\n"{NAME}" = {users}\n')
+    assert told.startswith(f"3: initiators.{NAME}: must be a user's name, or a list of names")
+
+
+@pytest.mark.parametrize("name", ["alpha", "iqn.2026-11.com.example:a_b", "x" * 300])
+def test_a_binding_of_what_is_no_initiators_name_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
+    told = refused(tmp_path, f'\n[initiators]\n"{name}" = "alice"\n')
+    assert told.startswith(f"3: initiators.{name}: must be the name of an initiator")
+
+
+def test_a_name_is_bound_once_in_whatever_letters(tmp_path: Path) -> None:
+    told = refused(tmp_path, f'[initiators]\n"{NAME}" = "alice"\n"{NAME.upper()}" = "bob"\n')
+    assert told.startswith(f"3: initiators.{NAME.upper()}: the same name")
+
+
+@pytest.mark.parametrize("value", ["1", '"x"', "[]", "true"])
+def test_a_key_in_place_of_the_section_of_initiators_is_refused(tmp_path: Path, value: str) -> None:
+    assert refused(tmp_path, f"\ninitiators = {value}\n").startswith("2: 'initiators' must be a section")

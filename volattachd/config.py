@@ -9,17 +9,22 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from volattachd.errors import ConfigError
+from volattachd.errors import ConfigError, InvalidInput
+from volattachd.model import parse_initiator
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+#: A reservation that nobody connects ends after one day at the latest, in seconds.
+MAX_TTL = 86400
+#: The section whose keys are not in the table: they are names of initiators.
+INITIATORS = "initiators"
 DEFAULT_FILE = Path("/etc/volattachd/volattachd.toml")
 
 #: RFC 3720 section 3.2.6.3.1: "iqn.", a year and month in which the naming authority owned its domain, the domain.
@@ -75,6 +80,14 @@ def _seconds(low: float, high: float) -> Callable[[Any], float]:
     return parse
 
 
+def _bindings(value: Any) -> tuple[str, ...]:
+    """The users of one initiator: one name, or a list of names."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("must be a user's name, or a list of names")
+    return tuple(names)
+
+
 @dataclass(frozen=True)
 class Config:
     """Every key of volattachd.toml with its default. Times are in seconds, sizes in bytes."""
@@ -94,15 +107,22 @@ class Config:
     message_seconds: float = _key("limits", _seconds(0.1, 3600), "time to send one whole message", 10.0)
     unread_seconds: float = _key("limits", _seconds(0.1, 3600), "time for a client to take an answer", 10.0)
     call_seconds: float = _key("limits", _seconds(0.1, 3600), "time until a call answers Busy", 30.0)
-    ttl: float = _key("reservations", _seconds(1, 31536000), "life of a reservation that is not connected", 3600.0)
+    attachments_per_uid: int = _key("limits", _integer(1, 1_000_000), "attachments of one user", 1000)
+    ttl: float = _key("reservations", _seconds(1, MAX_TTL), "life of a reservation that is not connected", 3600.0)
     interval: float = _key("reconcile", _seconds(0.5, 3600), "time between two looks at everything, at the least", 3.0)
     days: int = _key("history", _integer(1, 36500), "days of running that history is kept", 365)
     rows: int = _key("history", _integer(1000, 100_000_000), "rows of history that are kept at most", 1_000_000)
+    #: The section ``[initiators]`` as a whole: its keys are names of initiators, and their values users.
+    initiators: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+def _rows() -> Iterable[Field[Any]]:
+    return [row for row in fields(Config) if row.metadata]
 
 
 def keys() -> Iterable[tuple[str, str, str, Any]]:
     """(section, key, summary, default) of every key, for documentation."""
-    for row in fields(Config):
+    for row in _rows():
         yield row.metadata["section"], row.name, row.metadata["summary"], row.default
 
 
@@ -122,9 +142,12 @@ def load(path: Path) -> Config:
 
 
 def _from_document(document: dict[str, Any], path: Path, text: str) -> Config:
-    rows = {(row.metadata["section"], row.name): row.metadata["parse"] for row in fields(Config)}
-    values = {}
+    rows = {(row.metadata["section"], row.name): row.metadata["parse"] for row in _rows()}
+    values: dict[str, Any] = {}
     for section, body in document.items():
+        if section == INITIATORS:
+            values[section] = tuple(_read_bindings(body, path, text))
+            continue
         known = [key for where, key in rows if where == section]
         if not known:
             raise _problem(path, text, section, None, f"unknown section [{section}]")
@@ -138,6 +161,25 @@ def _from_document(document: dict[str, Any], path: Path, text: str) -> Config:
             except ValueError as error:
                 raise _problem(path, text, section, key, f"{error}, not {value!r}") from error
     return Config(**values)
+
+
+def _read_bindings(body: Any, path: Path, text: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """The rows of ``[initiators]``, with the names as the kernel presents them at login."""
+    if not isinstance(body, dict):
+        raise _problem(path, text, INITIATORS, None, f"'{INITIATORS}' must be a section: write [{INITIATORS}]")
+    seen = set()
+    for name, users in body.items():
+        try:
+            initiator = parse_initiator(name)
+            if initiator in seen:
+                raise ValueError("the same name in other letters is bound already")
+            seen.add(initiator)
+            yield initiator, _bindings(users)
+        except InvalidInput as error:
+            why = f"must be the name of an initiator in quotes: {error.message}"
+            raise _problem(path, text, INITIATORS, name, why) from error
+        except ValueError as error:
+            raise _problem(path, text, INITIATORS, name, f"{error}, not {users!r}") from error
 
 
 def _problem(path: Path, text: str, section: str, key: str | None, why: str) -> ConfigError:

@@ -33,6 +33,7 @@ from volattachd.host.portals import names_interface, resolve_portals
 from volattachd.host.watch import HostWatch
 from volattachd.rpc import server
 from volattachd.rpc.dispatch import Dispatcher
+from volattachd.service.chap import InitiatorBindings
 from volattachd.service.core import Service
 from volattachd.state.journal import Journal
 from volattachd.telemetry import journald, messages
@@ -100,6 +101,7 @@ def _settings(options: argparse.Namespace) -> config.Config:
 
 def _check(settings: config.Config) -> None:
     Access(settings)
+    InitiatorBindings(settings.initiators)
     resolve_portals(settings.portals)
     print(f"configuration is good: driver {registry.load(settings.driver).name}, socket {settings.socket}")
 
@@ -210,7 +212,9 @@ class Daemon:
     def _reload(self, parts: _Parts) -> None:
         """SIGHUP: names of users and groups are looked up again. Other keys need a restart, which harms nobody."""
         try:
-            parts.server.access = Access(self._settings)
+            access, bindings = Access(self._settings), InitiatorBindings(self._settings.initiators)
+            parts.server.access = access
+            parts.service.bind_initiators(bindings)
             messages.RELOADED.tell()
         except ConfigError as error:
             messages.NOT_RELOADED.tell(reason=error)

@@ -120,7 +120,7 @@ class DriverError(VolattachError):
 
 @_register
 class PermissionDenied(VolattachError):
-    """The caller's uid does not have the role, or does not own the attachment."""
+    """The caller's uid does not have the role or does not own the attachment, or the initiator is another owner's."""
 
     code = 1008
 

@@ -44,6 +44,7 @@ from volattachd.errors import (
 )
 from volattachd.lifecycle import TRANSITIONS, Call, moves
 from volattachd.model import Caller, State
+from volattachd.service.chap import InitiatorBindings
 from volattachd.state.journal import Change
 
 ID = attachment_id(1)
@@ -633,6 +634,49 @@ def test_the_owner_makes_every_move_but_force(rig: Rig, state: State, call: Call
     else:
         CALLS[call](rig, AGENT)
         assert rig.state() is TRANSITIONS[call][state]
+
+
+@pytest.mark.parametrize("state", [State.CONNECTED, State.ATTACHED, State.DETACHING])
+def test_the_initiator_of_another_owner_cannot_be_used_on_the_same_volume(rig: Rig, state: State) -> None:
+    rig.register(multiattach=True)
+    rig.reach(state)
+    rig.reach(State.RESERVED, number=2, caller=OTHER_AGENT)
+    for told in (connector(), connector(HOST_A.upper())):
+        with unchanged(rig), pytest.raises(PermissionDenied, match="belongs to uid 1000"):
+            rig.service.initialize_connection(OTHER_AGENT, "vol-1", told, attachment_id(2))
+    rig.service.initialize_connection(OTHER_AGENT, "vol-1", connector(HOST_B), attachment_id(2))
+
+
+def test_an_admin_that_acts_for_an_owner_shares_the_owners_access_and_no_other(rig: Rig) -> None:
+    rig.register(multiattach=True)
+    rig.reach(State.ATTACHED)
+    rig.reach(State.RESERVED, number=2)
+    rig.reach(State.RESERVED, number=3, caller=ADMIN)
+    rig.service.initialize_connection(ADMIN, "vol-1", connector(), attachment_id(2))
+    with unchanged(rig), pytest.raises(PermissionDenied, match="belongs to uid 1000"):
+        rig.service.initialize_connection(ADMIN, "vol-1", connector(), attachment_id(3))
+
+
+def test_the_secret_of_the_owner_before_is_dead_for_the_next_owner_of_the_initiator(rig: Rig) -> None:
+    rig.register(multiattach=True)
+    rig.reach(State.CONNECTED)
+    old = rig.service.initialize_connection(AGENT, "vol-1", connector(), ID)["data"]
+    rig.service.terminate_connection(AGENT, "vol-1", connector(), attachment_id=ID)
+    rig.reach(State.CONNECTED, number=2, caller=OTHER_AGENT)
+    new = rig.service.initialize_connection(OTHER_AGENT, "vol-1", connector(), attachment_id(2))["data"]
+    assert not {old["auth_username"], old["auth_password"]} & {new["auth_username"], new["auth_password"]}
+    with pytest.raises(DriverError, match="refused"):
+        rig.driver.login(old["target_iqn"], HOST_A, old["auth_username"], old["auth_password"])
+    rig.driver.login(new["target_iqn"], HOST_A, new["auth_username"], new["auth_password"])
+
+
+@pytest.mark.parametrize("state", [State.RESERVED, State.CONNECTED])
+def test_a_bound_initiator_is_used_by_its_users_alone_also_while_it_is_free(rig: Rig, state: State) -> None:
+    rig.register(multiattach=True)
+    rig.reach(state)
+    rig.service.bind_initiators(InitiatorBindings([(HOST_A, ("1001",))]))
+    with unchanged(rig), pytest.raises(PermissionDenied, match="bound to other users"):
+        rig.service.initialize_connection(AGENT, "vol-1", connector(), ID)
 
 
 # Several attachments.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from volattachd.api.methods import Role
 from volattachd.config import Config
 from volattachd.errors import ConfigError
+from volattachd.host.users import find_uid
 
 #: asm-generic/socket.h; the socket module does not have it. The peer's supplementary groups, since Linux 4.13.
 _SO_PEERGROUPS = 59
@@ -65,14 +66,14 @@ class Access:
 
     def _grant(self, name: str, role: Role) -> None:
         if name.startswith("%"):
-            for gid in _ids(name[1:], lambda text: grp.getgrnam(text).gr_gid):
+            gid = _find_gid(name[1:])
+            if gid is not None:
                 self._groups[gid] = max(role, self._groups.get(gid, Role.NOBODY))
             return
-        found = list(_ids(name, lambda text: pwd.getpwnam(text).pw_uid))
-        if not found:
+        uid = find_uid(name)
+        if uid is None:
             raise ConfigError(f"access.{role.name.lower()}: there is no user {name!r} (groups are written %{name})")
-        for uid in found:
-            self._users[uid] = max(role, self._users.get(uid, Role.NOBODY))
+        self._users[uid] = max(role, self._users.get(uid, Role.NOBODY))
 
     def role_of(self, peer: Peer) -> Role:
         """The highest role that the peer has by its uid or one of its groups."""
@@ -80,12 +81,10 @@ class Access:
         return max(self._users.get(peer.uid, Role.NOBODY), *by_group, Role.NOBODY)
 
 
-def _ids(name: str, look_up: object) -> Iterable[int]:
-    assert callable(look_up)
+def _find_gid(name: str) -> int | None:
     if name.isascii() and name.isdigit():
-        yield int(name)
-        return
+        return int(name)
     try:
-        yield look_up(name)
+        return grp.getgrnam(name).gr_gid
     except KeyError:
-        return
+        return None

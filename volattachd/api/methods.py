@@ -244,7 +244,7 @@ METHODS: tuple[Method, ...] = (
             Param("instance_uuid", TEXT, "the instance that will use it"),
             Param(
                 "ttl",
-                {"type": "number", "minimum": 1, "maximum": 31536000, "description": "1 to 31536000 seconds"},
+                {"type": "number", "minimum": 1, "maximum": 86400, "description": "1 to 86400 seconds, a day"},
                 "seconds after which a reservation without a connection ends by itself",
             ),
         ),

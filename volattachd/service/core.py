@@ -44,7 +44,8 @@ from volattachd.model import DAEMON, Attachment, Caller, Condition, Export, Mode
 from volattachd.reconcile.applier import Converger, DeviceUnusable, export_of
 from volattachd.reconcile.controller import Upkeep
 from volattachd.reconcile.reconciler import Conditions, Repairer
-from volattachd.service.chap import secret_for
+from volattachd.service.chap import InitiatorBindings, secret_for
+from volattachd.service.holdings import Holdings
 from volattachd.service.local_attach import (
     check_alone,
     check_device,
@@ -75,6 +76,8 @@ class Service:
         self._rows = Selection(journal)
         self._patience = config.call_seconds
         self._ttl = config.ttl
+        self._bindings = InitiatorBindings(config.initiators)
+        self._holdings = Holdings(journal.attachments.all(), config.attachments_per_uid)
         self._turns = Turns()
         self._workers = Workers()
         self._conditions = Conditions()
@@ -99,6 +102,10 @@ class Service:
         self._metrics = metrics or Metrics()
         self.upkeep.on_repair = self._metrics.count_repairs
         self.ready = False
+
+    def bind_initiators(self, bindings: InitiatorBindings) -> None:
+        """Use these bindings from now on; what is connected stays connected."""
+        self._bindings = bindings
 
     # The life cycle.
 
@@ -148,6 +155,7 @@ class Service:
         state = next_state(State.GONE, Call.RESERVE, volume.id)
         at = now()
         row = Attachment(name, volume.id, state, mode, caller.uid, at, at, instance_uuid=instance_uuid, ttl=ttl)
+        self._holdings.add(row)
         self._commit(Call.RESERVE.value, caller, None, row)
         self._reserved_until[name] = Deadline(ttl or self._ttl)
         return attachment_view(row)
@@ -163,6 +171,8 @@ class Service:
             row = self._rows.volume(volume)
             before = self._rows.require(caller, row, Call.INITIALIZE, attachment_id)
             state = next_state(before.state, Call.INITIALIZE, volume)
+            if initiator is not None:
+                self._bindings.check(before, initiator)
             portals = () if local else reachable_portals(self.driver.portals, connector.get("ip"))
             if local:
                 check_device(row)
@@ -528,6 +538,8 @@ class Service:
                 drop=before if after is None else None,
             )
         )
+        if after is None:
+            self._holdings.remove(row)
         caller.moved(before, after)
 
     def _in_turn(self, volume: str, call: str, body: Callable[[], T], *, touches_target: bool = False) -> T:
