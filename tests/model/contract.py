@@ -268,6 +268,8 @@ class World:
         if found.state != RESERVED:
             return {"InvalidVolume"} if found.initiator != deed.initiator else set()
         other = self.grants(found.volume).get(str(deed.initiator))
+        if other is not None and other.owner != found.owner:
+            return {"PermissionDenied"}
         return {"InvalidVolumeAttachMode"} if other is not None and other.mode != found.mode else set()
 
     def _objections_to_leaving(self, deed: Deed, found: Held) -> set[str]:
