@@ -27,7 +27,7 @@ from volattachd.api import openrpc
 from volattachd.api.access import Access
 from volattachd.api.methods import METHODS
 from volattachd.drivers import registry
-from volattachd.drivers.base import Portal, TargetDriver
+from volattachd.drivers.base import Portal, TargetDriver, TargetSilent
 from volattachd.errors import ConfigError, DriverError, JournalDamaged, JournalUnusable
 from volattachd.host.portals import names_interface, resolve_portals
 from volattachd.host.watch import HostWatch
@@ -168,7 +168,10 @@ class Daemon:
         )
         # Bound before the target is looked at, listening but not accepting: a second daemon ends here.
         listener = server.activated_socket() or server.bind_socket(settings.socket)
-        driver.start()
+        try:
+            driver.start()
+        except TargetSilent as error:
+            messages.PASS_FAILED.tell(reason=error.message)  # what needs no target is served; looks ask it again
         service = Service(settings, journal, driver, metrics)
         service.upkeep.start_up()
         limits = server.Limits(

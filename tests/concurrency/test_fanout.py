@@ -21,6 +21,8 @@ def sweep(
     patience: float = LONG,
     side_by_side: int = 4,
     pause: Callable[[float], None] | None = None,
+    limit: float = LONG,
+    lenient: bool = False,
 ) -> list[str]:
     return Sweep(
         jobs,
@@ -30,6 +32,9 @@ def sweep(
         patience=patience,
         side_by_side=side_by_side,
         pause=pause,
+        leave_out=lambda job: f"left out {job}",
+        limit=limit,
+        lenient=lenient,
     ).run()
 
 
@@ -167,6 +172,37 @@ def test_an_error_ends_the_sweep_and_is_raised_when_nobody_is_at_work_any_more()
     with pytest.raises(RuntimeError, match="the journal has failed"):
         sweep(range(10), do)
     assert done == [0, 1, 2, 3]
+
+
+# The limit of a sweep.
+
+
+@pytest.mark.parametrize("lenient", [True, False])
+def test_a_sweep_in_which_every_target_stalls_ends_at_its_limit_and_names_them_all(lenient: bool) -> None:
+    gate = threading.Event()
+    try:
+        found = sweep(range(1000), lambda job: str(gate.wait(PATIENCE)), patience=0.05, limit=0.3, lenient=lenient)
+    finally:
+        gate.set()
+    left = [word for word in found if not word.startswith("left out")]
+    assert 1 < len(left) < 100
+    assert found == [*left, *(f"left out {job}" for job in range(len(left), 1000))]
+
+
+def test_at_its_limit_a_sweep_leaves_the_target_that_it_is_at() -> None:
+    gate = threading.Event()
+    try:
+        assert sweep(range(2), lambda job: str(gate.wait(PATIENCE)), limit=0.1) == ["left 0", "left out 1"]
+    finally:
+        gate.set()
+
+
+def test_a_lenient_sweep_goes_on_past_its_limit_while_every_target_answers() -> None:
+    assert sweep(range(8), lambda job: time.sleep(0.02), limit=0.05, lenient=True) == []
+
+
+def test_a_sweep_that_is_done_in_time_leaves_nothing_out() -> None:
+    assert sweep(range(100), str, limit=LONG) == [str(job) for job in range(100)]
 
 
 class FewWorkers(Workers):

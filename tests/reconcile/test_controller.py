@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from tests.support import (
     ADMIN,
     AGENT,
     HOST_A,
+    HOST_B,
     PATIENCE,
     Gate,
     Rig,
@@ -19,14 +23,16 @@ from tests.support import (
     full_disk,
     in_thread,
     insist,
+    make_file,
     new_volume,
     wait_until,
 )
 from volattachd.drivers.memory import SimulatedExport
-from volattachd.errors import DriverError
+from volattachd.errors import Busy, DriverError
 from volattachd.model import Device, State
 from volattachd.reconcile.reconciler import Conditions
 from volattachd.state.journal import Change
+from volattachd.telemetry.messages import CONDITION_OVER, CONDITIONS, PASS_FAILED, Told
 
 
 def refuse(step: str) -> None:
@@ -57,6 +63,109 @@ def test_conditions_end_by_kind_or_all_together() -> None:
     assert list(conditions.all()) == ["vol-2"]
     conditions.clear("vol-3", "Pending")
     assert len(conditions.of("vol-2")) == 3
+
+
+def told(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Which conditions have begun and ended, by the kind of the record and that of the condition."""
+    messages = [record.msg for record in log.records if isinstance(record.msg, Told)]
+    begun = {id(kind): "begins" for kind in CONDITIONS.values()}
+    words = {**begun, id(CONDITION_OVER): "is over"}
+    return [(words[id(m.kind)], m.members["condition"]) for m in messages if id(m.kind) in words]
+
+
+def delete(rig: Rig) -> None:
+    (rig.directory / "vol-1.img").unlink()
+
+
+def exchange(rig: Rig) -> None:
+    make_file(rig.directory / "new.img")
+    os.rename(rig.directory / "new.img", rig.directory / "vol-1.img")
+
+
+def cut(rig: Rig) -> None:
+    os.truncate(rig.directory / "vol-1.img", 512)
+
+
+def break_target(rig: Rig) -> None:
+    rig.driver.exports.clear()
+    rig.driver.before_step = refuse
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log, with what is over as well."""
+    caplog.set_level(logging.INFO, "volattachd")
+    return caplog
+
+
+STANDING = [(delete, "DeviceMissing"), (exchange, "DeviceChanged"), (cut, "DeviceChanged")]
+
+
+@pytest.mark.parametrize(
+    ("state", "spoil", "kind"),
+    [
+        *((state, *row) for state in (State.GONE, State.RESERVED, State.ATTACHED) for row in STANDING),
+        (State.ATTACHED, break_target, "TargetError"),
+    ],
+)
+def test_a_condition_that_stands_is_told_once_and_keeps_its_time(
+    rig: Rig, log: pytest.LogCaptureFixture, spoil: Callable[[Rig], None], kind: str, state: State
+) -> None:
+    rig.register(multiattach=True)
+    if state is not State.GONE:
+        rig.reach(state)
+    spoil(rig)
+    rig.service.reconcile(ADMIN)
+    (first,) = rig.service.show_volume(ADMIN, "vol-1")["conditions"]
+    for number in range(10, 15):
+        rig.service.reconcile(ADMIN)
+        rig.reach(State.RESERVED, number=number)
+        rig.service.upkeep.make_round()
+    assert rig.service.show_volume(ADMIN, "vol-1")["conditions"] == [first]
+    assert first["kind"] == kind
+    assert told(log) == [("begins", kind)]
+
+
+def test_a_condition_that_is_over_is_told_once(rig: Rig, log: pytest.LogCaptureFixture) -> None:
+    rig.register()
+    rig.reach(State.ATTACHED)
+    image = rig.directory / "vol-1.img"
+    image.rename(rig.directory / "away.img")
+    rig.service.reconcile(ADMIN)
+    (rig.directory / "away.img").rename(image)
+    for _ in range(3):
+        rig.service.reconcile(ADMIN)
+    assert told(log) == [("begins", "DeviceMissing"), ("is over", "DeviceMissing")]
+
+
+def test_a_call_that_does_not_look_at_the_device_ends_no_condition_of_it(
+    rig: Rig, log: pytest.LogCaptureFixture
+) -> None:
+    """The target holds the device, so a second attachment needs no look at it."""
+    rig.register(multiattach=True)
+    rig.reach(State.ATTACHED)
+    delete(rig)
+    rig.service.reconcile(ADMIN)
+    rig.reach(State.GONE, number=2, initiator=HOST_B)
+    assert rig.conditions() == ["DeviceMissing"]
+    assert told(log) == [("begins", "DeviceMissing")]
+
+
+def test_one_condition_takes_the_place_of_another_without_a_moment_of_neither(
+    rig: Rig, log: pytest.LogCaptureFixture
+) -> None:
+    rig.register()
+    delete(rig)
+    rig.service.reconcile(ADMIN)
+    make_file(rig.directory / "other.img")
+    make_file(rig.directory / "vol-1.img")
+    rig.service.reconcile(ADMIN)
+    assert rig.conditions() == ["DeviceChanged"]
+    assert told(log) == [
+        ("begins", "DeviceMissing"),
+        ("is over", "DeviceMissing"),
+        ("begins", "DeviceChanged"),
+    ]
 
 
 # A start.
@@ -148,6 +257,100 @@ def test_an_orphan_that_hangs_holds_up_neither_the_start_nor_the_others(quick_pa
         gate.open()
         done()
         rig.journal.close()
+
+
+# A target that answers nothing.
+
+
+@pytest.fixture
+def stuck(quick_path: Path) -> Iterator[tuple[Rig, Gate]]:
+    """Forty volumes, and a target at which every look waits until the gate is opened."""
+    rig = Rig(quick_path, call_seconds=0.5)
+    for number in range(40):
+        rig.register(f"vol-{number}")
+    rig.reach(State.ATTACHED, "vol-7", 7)
+    gate = Gate()
+    yield rig, gate
+    gate.open()
+    rig.journal.close()
+
+
+def test_a_target_that_answers_nothing_does_not_hold_up_the_start(stuck: tuple[Rig, Gate]) -> None:
+    rig, gate = stuck
+    rig.driver.before_plan = rig.driver.before_list = gate
+    in_thread(rig.service.upkeep.start_up)()
+    assert rig.service.get_status(ADMIN)["pending"] == sorted(rig.journal.volumes)
+    gate.open()
+    rig.driver.before_plan = rig.driver.before_list = lambda: None
+    wait_until(lambda: rig.service.reconcile(ADMIN)["volumes"] == [])
+    wait_until(lambda: rig.service.reconcile(ADMIN) and rig.service.get_status(ADMIN)["pending"] == [])
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_reconcile_at_a_target_that_answers_nothing_names_what_waits(stuck: tuple[Rig, Gate], dry_run: bool) -> None:
+    rig, gate = stuck
+    rig.driver.before_plan = rig.driver.before_list = gate
+    *lines, last = in_thread(lambda: rig.service.reconcile(ADMIN, dry_run))()["volumes"]
+    assert [line["volume"] for line in lines] == list(rig.journal.volumes)
+    assert all(line["error"].startswith("waits for") for line in lines)
+    assert (last["volume"], last["target_name"]) == (None, f"{rig.driver.iqn_prefix}:*")
+    assert last["error"].startswith("cannot list the targets now")
+
+
+def test_a_target_that_cannot_be_listed_does_not_hold_up_the_start_and_is_told_once(
+    rig: Rig, log: pytest.LogCaptureFixture
+) -> None:
+    rig.driver.before_list = lambda: refuse("list the targets")
+    rig.service.upkeep.start_up()
+    for _ in range(3):
+        with pytest.raises(DriverError, match="cannot list the targets"):
+            rig.service.upkeep.make_round()
+    (line,) = rig.service.reconcile(ADMIN)["volumes"]
+    assert "the kernel said no" in line["error"]
+    assert sum(isinstance(r.msg, Told) and r.msg.kind is PASS_FAILED for r in log.records) == 1
+
+
+def test_a_listing_that_hangs_is_not_begun_again_and_again(stuck: tuple[Rig, Gate]) -> None:
+    rig, gate = stuck
+    listings = []
+
+    def hang() -> None:
+        listings.append(threading.get_ident())
+        gate()
+
+    rig.driver.before_list = hang
+    for _ in range(3):
+        assert "cannot list" in rig.service.reconcile(ADMIN)["volumes"][-1]["error"]
+    assert len(listings) == 1
+
+
+def test_a_call_that_needs_no_target_does_not_wait_for_a_look_that_does(stuck: tuple[Rig, Gate]) -> None:
+    rig, gate = stuck
+    rig.driver.before_plan = gate
+    looking = in_thread(lambda: rig.service.reconcile(ADMIN))
+    assert gate.reached.wait(PATIENCE)
+    for volume in ("vol-0", "vol-8"):
+        number = int(volume[4:])
+        rig.service.reserve_volume(AGENT, volume, attachment_id(number))
+        assert rig.service.show_attachment(ADMIN, attachment_id(number))["state"] == "reserved"
+        assert rig.service.unreserve_volume(AGENT, volume, attachment_id(number))["status"] == "available"
+    assert rig.service.begin_detaching(AGENT, "vol-7", attachment_id(7))["state"] == "detaching"
+    assert rig.service.roll_detaching(AGENT, "vol-7", attachment_id(7))["state"] == "attached"
+    looking()
+
+
+def test_a_call_that_needs_the_target_waits_for_the_look_until_its_deadline(stuck: tuple[Rig, Gate]) -> None:
+    rig, gate = stuck
+    rig.driver.before_plan = gate
+    looking = in_thread(lambda: rig.service.reconcile(ADMIN))
+    assert gate.reached.wait(PATIENCE)
+    rig.service.reserve_volume(AGENT, "vol-0", attachment_id(1))
+    with pytest.raises(Busy, match="cannot initialize_connection volume 'vol-0' now"):
+        rig.service.initialize_connection(AGENT, "vol-0", connector(), attachment_id(1))
+    looking()
+    gate.open()
+    info = insist(lambda: rig.service.initialize_connection(AGENT, "vol-0", connector(), attachment_id(1)))
+    assert info["attachment_id"] == attachment_id(1)
 
 
 # Passes.

@@ -9,6 +9,8 @@ Laws:
    meanwhile have the processors to themselves, however many targets there are.
 3. A target at which a worker stays for longer than the patience is left to that worker, and told as waiting; another
    worker goes on with the rest. So one stalled device costs a sweep its patience, once, and no other volume anything.
+4. A sweep ends at its limit, however many targets stall: what it has not come to by then is reported as left out. A
+   sweep that is ``lenient`` goes on past its limit as long as it has left no target behind.
 """
 
 from __future__ import annotations
@@ -52,8 +54,13 @@ class Sweep(Generic[J, R]):
         patience: float,
         side_by_side: int,
         pause: Callable[[float], None] | None = None,
+        leave_out: Callable[[J], R | None] = lambda job: None,
+        limit: float = math.inf,
+        lenient: bool = False,
     ) -> None:
         """``do`` visits a target; ``leave`` tells of one that takes longer than ``patience`` seconds.
+
+        ``leave_out`` reports one that the sweep has not come to within ``limit`` seconds.
 
         ``pause`` waits, for as long as it likes, after so many seconds of work; without it there is no pause.
         """
@@ -64,6 +71,9 @@ class Sweep(Generic[J, R]):
         self._patience = patience
         self._most = side_by_side
         self._pause = pause
+        self._leave_out = leave_out
+        self._ends = time.monotonic() + limit
+        self._ends_anyhow = not lenient
         self._changed = threading.Condition()
         self._runners: set[_Runner[J]] = set()
         self._found: list[tuple[int, R]] = []
@@ -75,13 +85,27 @@ class Sweep(Generic[J, R]):
             if self._jobs:
                 self._send_runner()
             while self._runners:
-                oldest = min(runner.began for runner in self._runners)
-                left = oldest + self._patience - time.monotonic()
-                self._changed.wait(min(max(0.0, left), self._patience))
-                self._leave_behind()
+                self._changed.wait(self._until_next_look())
+                self._leave_behind(time.monotonic() - self._patience)
+                if self._ends_anyhow and time.monotonic() >= self._ends:
+                    self._give_up()
             if self._error is not None:
                 raise self._error
             return [result for _, result in sorted(self._found, key=lambda found: found[0])]
+
+    def _until_next_look(self) -> float:
+        """Seconds until a target may have taken too long, or the sweep."""
+        oldest = min(runner.began for runner in self._runners)
+        end = self._ends if self._ends_anyhow else math.inf
+        left = min(oldest + self._patience, end) - time.monotonic()
+        return min(max(0.0, left), self._patience)
+
+    def _give_up(self) -> None:
+        """Leave everything that is not done: the sweep is over."""
+        left_out, self._jobs = list(self._jobs), deque()
+        self._leave_behind(math.inf)
+        for number, job in left_out:
+            self._keep(number, self._leave_out(job))
 
     def _send_runner(self) -> None:
         runner: _Runner[J] = _Runner()
@@ -118,8 +142,8 @@ class Sweep(Generic[J, R]):
         with self._changed:
             if runner not in self._runners:
                 return False  # it was left behind, and is told of already
+            self._keep(runner.number, result)
             if result is not None:
-                self._found.append((runner.number, result))
                 self._bring_more()
             if not self._jobs or self._error is not None:
                 return False
@@ -134,14 +158,16 @@ class Sweep(Generic[J, R]):
             except RuntimeError:
                 self._most = len(self._runners)  # no thread is to be had: those that are there do it
 
-    def _leave_behind(self) -> None:
+    def _leave_behind(self, began_by: float) -> None:
         """Tell of the targets that take too long, and put other workers in the place of theirs."""
-        late = time.monotonic() - self._patience
-        for runner in [runner for runner in self._runners if runner.began <= late]:
+        for runner in [runner for runner in self._runners if runner.began <= began_by]:
             self._runners.discard(runner)
+            self._ends_anyhow = True
             if runner.job is not None:
-                result = self._leave(runner.job)
-                if result is not None:
-                    self._found.append((runner.number, result))
+                self._keep(runner.number, self._leave(runner.job))
             if self._jobs:
                 self._send_runner()
+
+    def _keep(self, number: int, result: R | None) -> None:
+        if result is not None:
+            self._found.append((number, result))

@@ -4,6 +4,9 @@ A step in the kernel may sleep uninterruptibly for as long as a device is stalle
 runs in a worker thread that holds the volume's turn; the caller waits for it until its deadline, is told Busy, and
 leaves. The worker goes on, finishes when the device does, and only then gives the turn back. Workers are as many
 as are needed: one stalled volume costs one sleeping thread and holds up nobody else.
+
+A volume has two turns: its own, for calls, and that of its target (``target_of``), for whoever reads or writes there. A
+call takes the second one only if it needs the target, so a look that waits for the target holds up no other call.
 """
 
 from __future__ import annotations
@@ -134,6 +137,11 @@ class Turns:
             yield
         finally:
             self.give_back(name)
+
+
+def target_of(volume: str) -> str:
+    """The name of the turn for a volume's target. No volume has a name with a space."""
+    return f"target of {volume}"
 
 
 class Deadline:

@@ -16,7 +16,8 @@ keeps three laws:
 
 A driver keeps no truth of its own: it reads the target each time. It never touches an object that does not
 carry one of our names. Foreign errors (OSError, a tool's exit code) become DriverError at its boundary.
-One driver object serves many threads; calls for one volume never overlap.
+One driver object serves many threads; calls for one volume never overlap. What can take a time-out of its own has one,
+shorter than a call's: only the kernel itself may hold a thread for longer.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar
 
+from volattachd.errors import DriverError
 from volattachd.model import Export, Volume
 
 
@@ -87,6 +89,14 @@ class Capabilities:
     grows: bool  # an export follows a device that has grown; else the next export of it has the new size
 
 
+class TargetSilent(DriverError):
+    """The target is there and does not answer. Each look asks it again; a start goes on without it."""
+
+    @property
+    def kind(self) -> str:
+        return DriverError.__name__
+
+
 class TargetDriver(ABC):
     """One kind of target on this host."""
 
@@ -106,7 +116,8 @@ class TargetDriver(ABC):
     def start(self) -> None:  # noqa: B027 - most targets need nothing started
         """Bring up what the driver needs (a module, a process); adopt it where it already runs.
 
-        Raises DriverError, saying what to install or load.
+        Raises DriverError, saying what to install or load; TargetSilent where it runs and does not answer. After that
+        the driver finishes its start by itself, once the target answers.
         """
 
     def stop(self) -> None:  # noqa: B027

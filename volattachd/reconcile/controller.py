@@ -7,6 +7,7 @@ is wrong with it stands as a condition until it is over.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from functools import partial
 from typing import Any
 
 from volattachd.concurrency.fanout import Sweep
-from volattachd.concurrency.locks import Turns, Workers
+from volattachd.concurrency.locks import Deadline, Turns, Workers, target_of
 from volattachd.drivers.base import Difference, Portal, Step
-from volattachd.errors import ConfigError, DriverError, JournalFailed
+from volattachd.errors import Busy, ConfigError, DriverError, JournalFailed
 from volattachd.host.devices import concerns
 from volattachd.model import Export, Volume
 from volattachd.reconcile.applier import Converger
@@ -33,6 +34,12 @@ _FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0
 #: How long the periodic pass waits for one volume, in seconds; the volume's worker goes on without it.
 _PASS_PATIENCE = 2.0
 
+#: Of the time for a reconcile, one volume that does not answer takes this part at most.
+_PART_FOR_ONE = 3
+
+#: The turn for listing the targets.
+_LISTING = "the list of targets"
+
 #: A round rests so many times as long as it works: the host's processors are for its disks, and for calls.
 _REST = 9
 
@@ -47,6 +54,21 @@ class _Job:
     volume: str | None
     target_name: str
     body: Callable[[], View | None]
+
+
+@dataclass(frozen=True)
+class _Patience:
+    """How long a pass waits: for one target, and for all of them; ``lenient`` is that of a sweep (sweep.py)."""
+
+    one: float
+    all: float = math.inf
+    lenient: bool = False
+
+
+#: A round has all the time that it needs.
+_ROUND = _Patience(_PASS_PATIENCE)
+
+_NOT_REACHED = "waits for: other volumes, which wait for the target"
 
 
 @dataclass
@@ -81,6 +103,7 @@ class Upkeep:
         self._patience = patience
         self._backoffs: dict[str, _Backoff] = {}
         self._agenda = Agenda(interval)
+        self._why_failed: str | None = None
         #: The portals that the configuration means now: addresses of an interface come and go.
         self.resolve_portals: Callable[[], Sequence[Portal]] = lambda: self._converger.driver.portals
         self.expire: Callable[[], None] = lambda: None
@@ -95,7 +118,15 @@ class Upkeep:
 
         A volume that cannot be mended, or not in time, has a condition then; the others are served.
         """
-        self.reconcile(dry_run=False)
+        one = min(_PASS_PATIENCE, self._patience)
+        self._pass_over(
+            list(self._journal.volumes), False, _Patience(one, self._patience, lenient=True), self._put_aside
+        )
+        try:
+            self._visit_orphans(False, _Patience(one, self._patience))
+        except (DriverError, Busy) as error:
+            self._pass_failed(error.message)
+        self.passes += 1
 
     def run(self) -> None:
         """The periodic pass, and a look at what there is news of, until ``stop``."""
@@ -104,11 +135,17 @@ class Upkeep:
                 if volumes is None:
                     self.make_round()
                 else:
-                    self._pass_over(self._due(volumes), False, _PASS_PATIENCE)
+                    self._pass_over(self._due(volumes), False, _ROUND)
             except JournalFailed:
                 return  # the daemon is ending: its owner was told by the journal
-            except DriverError as error:
-                messages.PASS_FAILED.tell(reason=error.message)  # the next pass tries again
+            except (DriverError, Busy) as error:
+                self._pass_failed(error.message)  # the next pass tries again
+
+    def _pass_failed(self, reason: str) -> None:
+        """Log why the targets cannot be listed, once as long as it is the same."""
+        if reason != self._why_failed:
+            messages.PASS_FAILED.tell(reason=reason)
+        self._why_failed = reason
 
     def stop(self) -> None:
         """End the periodic pass."""
@@ -130,15 +167,16 @@ class Upkeep:
         """One periodic pass: what has ended, portals, every volume that is not put off, targets of nobody."""
         self.expire()
         self._follow_portals()
-        self._pass_over(self._due(list(self._journal.volumes)), False, _PASS_PATIENCE, self._rest)
-        self._visit_orphans(False, _PASS_PATIENCE)
+        self._pass_over(self._due(list(self._journal.volumes)), False, _ROUND, pause=self._rest)
+        self._visit_orphans(False, _ROUND)
+        self._why_failed = None
         self.passes += 1
 
     def _rest(self, worked: float) -> None:
         """A pause of a round, in which what there is news of is looked at."""
         volumes = self._agenda.rest(_REST * worked)
         if volumes:
-            self._pass_over(self._due(volumes), False, _PASS_PATIENCE)
+            self._pass_over(self._due(volumes), False, _ROUND)
 
     def _follow_portals(self) -> None:
         """Take over new addresses. Where none is left, what is there stays: it listens again when one is back."""
@@ -153,35 +191,57 @@ class Upkeep:
             driver.portals = found
 
     def reconcile(self, *, dry_run: bool) -> list[View]:
-        """One pass over all volumes and over targets that no volume accounts for.
+        """One pass over all volumes and over targets that no volume accounts for, within the time of a call.
 
-        The answer has one line for each that differed: the steps, and the error where one could not be mended.
+        The answer has one line for each that differed: the steps, and the error where one could not be mended or was
+        not reached in time.
         """
-        lines = self._pass_over(list(self._journal.volumes), dry_run, self._patience)
-        lines += self._visit_orphans(dry_run, self._patience)
+        deadline = Deadline(self._patience)
+        one = self._patience / _PART_FOR_ONE
+        lines = self._pass_over(list(self._journal.volumes), dry_run, _Patience(one, deadline.left()))
+        try:
+            lines += self._visit_orphans(dry_run, _Patience(one, deadline.left()))
+        except (DriverError, Busy) as error:
+            lines.append(_line(None, f"{self._converger.driver.iqn_prefix}:*", error=error.message))
         self.passes += 1
         return lines
 
     def _pass_over(
-        self, volumes: Iterable[str], dry_run: bool, patience: float, pause: Callable[[float], None] | None = None
+        self,
+        volumes: Iterable[str],
+        dry_run: bool,
+        patience: _Patience,
+        leave_out: Callable[[_Job], View] | None = None,
+        pause: Callable[[float], None] | None = None,
     ) -> list[View]:
         rows = [row for row in map(self._journal.volumes.get, volumes) if row is not None]
         jobs = [_Job(row.id, row.target_name, partial(self._visit, row.id, dry_run)) for row in rows]
-        return self._sweep(jobs, patience, pause)
+        return self._sweep(jobs, patience, leave_out or _leave_out, pause)
 
-    def _visit_orphans(self, dry_run: bool, patience: float) -> list[View]:
-        jobs = [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in self._orphans()]
-        return self._sweep(jobs, patience)
+    def _visit_orphans(self, dry_run: bool, patience: _Patience) -> list[View]:
+        deadline = Deadline(patience.all)
+        names = self._list_orphans(min(patience.one, patience.all))
+        jobs = [_Job(None, name, partial(self._visit_orphan, name, dry_run)) for name in names]
+        return self._sweep(jobs, _Patience(patience.one, deadline.left()), _leave_out)
 
-    def _sweep(self, jobs: Iterable[_Job], patience: float, pause: Callable[[float], None] | None = None) -> list[View]:
+    def _sweep(
+        self,
+        jobs: Iterable[_Job],
+        patience: _Patience,
+        leave_out: Callable[[_Job], View],
+        pause: Callable[[float], None] | None = None,
+    ) -> list[View]:
         return Sweep(
             jobs,
             lambda job: job.body(),
             self._leave_behind,
             workers=self._workers,
-            patience=patience,
+            patience=patience.one,
             side_by_side=_SIDE_BY_SIDE,
             pause=pause,
+            leave_out=leave_out,
+            limit=patience.all,
+            lenient=patience.lenient,
         ).run()
 
     def _leave_behind(self, job: _Job) -> View:
@@ -191,9 +251,15 @@ class Upkeep:
             self._conditions.set(job.volume, "Pending", f"waits for: {waits_for}")
         return _line(job.volume, job.target_name, error=f"waits for: {waits_for}")
 
+    def _put_aside(self, job: _Job) -> View:
+        """Tell of a volume that the start has not come to: the first round does."""
+        if job.volume is not None:
+            self._conditions.set(job.volume, "Pending", _NOT_REACHED)
+        return _leave_out(job)
+
     def _visit(self, name: str, dry_run: bool) -> View | None:
-        """One volume; None where there is nothing to say (equal, or a call is working on it)."""
-        if not self._turns.take(name, 0):
+        """One volume; None where there is nothing to say (equal, or a call is working on its target)."""
+        if not self._turns.take(target_of(name), 0):
             return None
         try:
             volume = self._journal.volumes.get(name)  # read in its turn: it may have grown, or gone, meanwhile
@@ -201,7 +267,7 @@ class Upkeep:
                 return None
             return self._plan(volume) if dry_run else self._mend(volume)
         finally:
-            self._turns.give_back(name)
+            self._turns.give_back(target_of(name))
 
     def _plan(self, volume: Volume) -> View | None:
         try:
@@ -218,6 +284,7 @@ class Upkeep:
             done = self._repairer.look_after(want)
         except DriverError as error:
             self._put_off(volume.id)
+            self._conditions.clear(volume.id, "Pending")  # it waits no longer: it has failed
             return _line(volume.id, volume.target_name, error=error.message)
         self._count_sessions(want)
         self._backoffs.pop(volume.id, None)
@@ -238,6 +305,30 @@ class Upkeep:
         except DriverError:
             return  # the number stays as it was seen last; a target that is broken fails the next plan, which tells
         self.sessions[want.volume.id] = len(found)
+
+    def _list_orphans(self, seconds: float) -> list[str]:
+        """Targets of ours that no volume accounts for. A worker lists them: it may wait for longer than its caller.
+
+        Raises Busy where the target does not answer in time, or an earlier listing still waits.
+        """
+        deadline = Deadline(seconds)
+        if not self._turns.take(_LISTING, deadline.left()):
+            raise Busy("cannot list the targets now: an earlier look waits for the target", "try again later")
+
+        def listing() -> list[str]:
+            try:
+                return self._orphans()
+            finally:
+                self._turns.give_back(_LISTING)
+
+        try:
+            task = self._workers.submit(listing)
+        except RuntimeError as error:  # no thread is to be had
+            self._turns.give_back(_LISTING)
+            raise Busy(f"cannot list the targets now: {error}", "try again later") from error
+        if not task.wait(deadline.left()):
+            raise Busy("cannot list the targets now: the target does not answer", "try again later")
+        return task.result()
 
     def _orphans(self) -> list[str]:
         """Targets of ours that no volume accounts for, whatever prefix it was registered under.
@@ -282,6 +373,11 @@ class Upkeep:
 def _own_part(target_name: str) -> str:
     """What is the volume's own in its target's name: all but the prefix of the configuration."""
     return target_name.rpartition(":")[2]
+
+
+def _leave_out(job: _Job) -> View:
+    """Tell of a target that a pass has not come to."""
+    return _line(job.volume, job.target_name, error=_NOT_REACHED)
 
 
 def _line(volume: str | None, target_name: str, steps: Sequence[Step] = (), error: str | None = None) -> View:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from volattachd.api.views import volume_view
@@ -12,7 +11,7 @@ from volattachd.drivers.base import Step
 from volattachd.errors import DriverError
 from volattachd.host.devices import Finding
 from volattachd.model import DAEMON, Condition, Export, Volume, now
-from volattachd.reconcile.applier import Converger, DeviceUnusable, Verify, export_of
+from volattachd.reconcile.applier import Converger, DeviceUnusable, export_of
 from volattachd.state.journal import Change, Journal
 from volattachd.telemetry import messages
 
@@ -36,36 +35,43 @@ class Conditions:
 
     def set(self, volume: str, kind: str, message: str) -> None:
         """Show a condition; what the log tells is that it began, or that its reason changed."""
-        with self._lock:
-            found = self._by_volume.get(volume, {})
-            before = found.get(kind)
-            since = before.since if before else now()
-            self._by_volume[volume] = {**found, kind: Condition(kind, message, since)}
-        if before is None or before.message != message:
-            messages.CONDITIONS[kind].tell(volume=volume, condition=kind, reason=message)
+        self.replace(volume, (kind,), [Condition(kind, message, now())])
 
     def clear(self, volume: str, *kinds: str) -> None:
         """End conditions of these kinds; without any kind, all of the volume."""
-        if volume not in self._by_volume:
-            return
+        if volume in self._by_volume:
+            self.replace(volume, kinds or tuple(self._by_volume.get(volume, ())), ())
+
+    def replace(self, volume: str, kinds: Collection[str], found: Iterable[Condition]) -> None:
+        """Make ``found`` all that is wrong with a volume of these kinds. A condition that stands keeps its time."""
         with self._lock:
-            found = self._by_volume.get(volume, {})
-            ended = [kind for kind in found if not kinds or kind in kinds]
-            rest = {kind: condition for kind, condition in found.items() if kind not in ended}
-            if rest:
-                self._by_volume[volume] = rest
-            else:
-                self._by_volume.pop(volume, None)
-        for kind in ended:
+            before = self._by_volume.get(volume, {})
+            after = {kind: condition for kind, condition in before.items() if kind not in kinds}
+            for new in found:
+                since = before[new.kind].since if new.kind in before else new.since
+                after[new.kind] = replace(new, since=since)
+            self._by_volume[volume] = after
+            if not after:
+                del self._by_volume[volume]
+        for kind in before.keys() - after.keys():
             messages.CONDITION_OVER.tell(volume=volume, condition=kind)
+        for kind, condition in after.items():
+            if kind not in before or before[kind].message != condition.message:
+                messages.CONDITIONS[kind].tell(volume=volume, condition=kind, reason=condition.message)
 
 
-#: What a converge finds out about a volume; Pending is the caller's matter.
-CONVERGE_KINDS = ("DeviceMissing", "DeviceChanged", "TargetError")
+#: What an examination of the device may find; Pending is the caller's matter.
+_DEVICE_KINDS = ("DeviceMissing", "DeviceChanged")
+_TARGET_KIND = "TargetError"
+CONVERGE_KINDS = (*_DEVICE_KINDS, _TARGET_KIND)
 
 
 class Repairer:
-    """Converges one volume and keeps its conditions: what calls, start and passes have in common."""
+    """Converges one volume and keeps its conditions: what calls, start and passes have in common.
+
+    Each look ends in one ``Conditions.replace``, with everything that it found and only the kinds that it looked for.
+    So a standing condition is logged once, however often it is found, and what was not looked at is not ended.
+    """
 
     def __init__(self, journal: Journal, converger: Converger, conditions: Conditions, examine: Examine) -> None:
         self._journal = journal
@@ -82,10 +88,50 @@ class Repairer:
         found = self._examine(want.volume)
         if found.size > want.volume.size and self._can_grow(want.volume):
             want = replace(want, volume=self._grow(want.volume, found.size))
-        done = self.converge(want, lambda volume: found.condition)
-        if want.exported:
-            self._show(want.volume.id, found.condition)
+        return self._converge(want, [found])
+
+    def converge(self, want: Export) -> list[Step]:
+        """Converge, and record what is wrong. Raises DriverError as the converger does."""
+        return self._converge(want, [])
+
+    def revoke(self, want: Export) -> None:
+        """Take away what ``want`` does not grant, and record what went wrong; what else is wrong with it stays so.
+
+        Raises DriverError as the converger does.
+        """
+        try:
+            self._converger.revoke(want)
+        except DeviceUnusable as error:
+            self._conditions.replace(want.volume.id, _DEVICE_KINDS, [error.condition])
+            raise
+        except DriverError as error:
+            self._conditions.set(want.volume.id, _TARGET_KIND, error.message)
+            raise
+
+    def _converge(self, want: Export, findings: list[Finding]) -> list[Step]:
+        """``findings`` has what is known of the device; the target may hold it, and then nobody needs to know."""
+
+        def verify(volume: Volume) -> Condition | None:
+            if not findings:
+                findings.append(self._examine(volume))
+            return findings[0].condition
+
+        try:
+            done, _ = self._converger.converge(want, verify)
+        except DeviceUnusable:
+            self._show(want.volume.id, findings)
+            raise
+        except DriverError as error:
+            self._show(want.volume.id, findings, Condition(_TARGET_KIND, error.message, now()))
+            raise
+        self._show(want.volume.id, findings)
         return done
+
+    def _show(self, volume: str, findings: list[Finding], error: Condition | None = None) -> None:
+        """What was found wrong: with the device, where it was looked at, and with the target."""
+        kinds = CONVERGE_KINDS if findings else (_TARGET_KIND,)
+        found = [*(finding.condition for finding in findings), error]
+        self._conditions.replace(volume, kinds, [condition for condition in found if condition is not None])
 
     def _can_grow(self, volume: Volume) -> bool:
         """Whether initiators would see the new size: at once, or because nothing is exported yet."""
@@ -100,36 +146,3 @@ class Repairer:
         self._journal.commit(Change("grow_volume", DAEMON, volume.id, before=views[0], after=views[1], put=grown))
         messages.VOLUME_GREW.tell(volume=volume.id, old=volume.size, new=size)
         return grown
-
-    def converge(self, want: Export, verify: Verify | None = None) -> list[Step]:
-        """Converge, and record what is wrong. Raises DriverError as the converger does."""
-        with self._errors_shown(want.volume.id):
-            done, condition = self._converger.converge(want, verify)
-        self._show(want.volume.id, condition)
-        return done
-
-    def revoke(self, want: Export) -> None:
-        """Take away what ``want`` does not grant, and record what went wrong; what else is wrong with it stays so.
-
-        Raises DriverError as the converger does.
-        """
-        with self._errors_shown(want.volume.id):
-            self._converger.revoke(want)
-
-    @contextmanager
-    def _errors_shown(self, volume: str) -> Iterator[None]:
-        try:
-            yield
-        except DeviceUnusable as error:
-            self._show(volume, error.condition)
-            raise
-        except DriverError as error:
-            self._show(volume, Condition("TargetError", error.message, now()))
-            raise
-
-    def _show(self, volume: str, condition: Condition | None) -> None:
-        """What the last converge found wrong, and nothing of what earlier ones did."""
-        if condition is not None:
-            self._conditions.set(volume, condition.kind, condition.message)
-        over = [kind for kind in CONVERGE_KINDS if condition is None or kind != condition.kind]
-        self._conditions.clear(volume, *over)

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from volattachd import __version__
 from volattachd.api.views import attachment_view, connection_view, gone_view, volume_view
-from volattachd.concurrency.locks import Deadline, Turns, Workers
+from volattachd.concurrency.locks import Deadline, Turns, Workers, target_of
 from volattachd.config import Config
 from volattachd.drivers.base import TargetDriver
 from volattachd.errors import (
@@ -545,22 +545,34 @@ class Service:
     def _in_turn(self, volume: str, call: str, body: Callable[[], T], *, touches_target: bool = False) -> T:
         """Run ``body`` while the volume has no other call; Busy where the caller's deadline comes first."""
         deadline = Deadline(self._patience)
-        if not self._turns.take(volume, self._patience):
-            waits_for = self._converger.current.get(volume, "another call")
-            raise Busy(f"cannot {call} volume {volume!r} now: it waits for {waits_for}", "send the call again")
+        self._take_turn(volume, volume, call, deadline)
+        if touches_target:
+            return self._in_target(volume, call, body, deadline)
+        try:
+            return body()
+        finally:
+            self._turns.give_back(volume)
+
+    def _in_target(self, volume: str, call: str, body: Callable[[], T], deadline: Deadline) -> T:
+        """Run ``body`` in a worker, which goes on without the caller; the volume's turn is taken already."""
 
         def turn() -> T:
             try:
                 return body()
             finally:
                 self._conditions.clear(volume, "Pending")
+                self._turns.give_back(target_of(volume))
                 self._turns.give_back(volume)
 
-        if not touches_target:
-            return turn()
+        try:
+            self._take_turn(target_of(volume), volume, call, deadline)
+        except Busy:
+            self._turns.give_back(volume)
+            raise
         try:
             task = self._workers.submit(turn)
         except RuntimeError as error:  # no thread is to be had
+            self._turns.give_back(target_of(volume))
             self._turns.give_back(volume)
             raise Busy(f"cannot {call} volume {volume!r} now: {error}", "send the call again") from error
         if not task.wait(deadline.left()):
@@ -571,6 +583,11 @@ class Service:
                 "it goes on by itself; send the call again for its answer",
             )
         return task.result()
+
+    def _take_turn(self, turn: str, volume: str, call: str, deadline: Deadline) -> None:
+        if not self._turns.take(turn, deadline.left()):
+            waits_for = self._converger.current.get(volume, "another call")
+            raise Busy(f"cannot {call} volume {volume!r} now: it waits for {waits_for}", "send the call again")
 
     def _view(self, volume: Volume) -> View:
         rows = self.journal.attachments.of_volume(volume.id)

@@ -28,7 +28,8 @@ import pytest
 from tests.drivers.contract import *  # noqa: F403 - the suite
 from tests.drivers.contract import HOST_A, HOST_B, IQN_PREFIX, Breakage, converge, initiators, new_grant, run
 from tests.drivers.initiator import Login, LoginRefused, Session, inquire
-from volattachd.drivers.base import Portal, TargetDriver
+from tests.support import wait_until
+from volattachd.drivers.base import Portal, TargetDriver, TargetSilent
 from volattachd.drivers.tgt import driver as tgt
 from volattachd.drivers.tgt import tgtadm
 from volattachd.drivers.tgt.driver import GUARD, TgtDriver
@@ -100,6 +101,12 @@ class TgtCase:
             while probe.recv(65536):
                 pass
         return int(pid)
+
+    def listening_pid(self) -> int:
+        """The same of a tgtd that need not answer: the kernel connects without it."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(self.prefix + ".0")
+            return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
     def kill(self) -> None:
         """kill -9 of our tgtd; returns when it is gone."""
@@ -513,6 +520,58 @@ def test_a_stranger_on_the_socket_is_told(directory: Path, answer: bytes) -> Non
         with pytest.raises(DriverError, match="cannot use the tgtd"):
             tgt.Tgtd(str(directory / "tgt")).start([])
         stranger.join(10)
+
+
+# A tgtd that does not answer
+
+
+@pytest.fixture
+def stopped(directory: Path) -> Iterator[TgtCase]:
+    """A tgtd that was stopped by a signal, and a driver with little patience."""
+    with contextlib.closing(TgtCase(directory)) as case:
+        case.driver = TgtDriver(IQN_PREFIX, case.portals, case.prefix, answer_seconds=0.3)
+        pid = case.pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield case
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_stopped_tgtd_is_told_as_silent_and_the_start_is_finished_once_it_answers(stopped: TgtCase) -> None:
+    volume, grant = stopped.new_volume(), new_grant()
+    for attempt in (stopped.driver.start, stopped.driver.list_exports, lambda: stopped.driver.holds_device(volume)):
+        with pytest.raises(TargetSilent, match="gives no answer"):
+            attempt()
+    os.kill(stopped.listening_pid(), signal.SIGCONT)
+    wait_until(lambda: converges(stopped, volume, grant))
+    assert stopped.login(volume, grant)
+    assert stopped.target(volume).accounts[0] == GUARD
+
+
+def converges(case: TgtCase, volume: Volume, grant: Grant) -> bool:
+    try:
+        converge(case, volume, grant)
+    except TargetSilent:
+        return False
+    return True
+
+
+def test_a_stopped_tgtd_costs_one_request_its_time_and_not_each_request(stopped: TgtCase) -> None:
+    """Threads that all wait for it would end one after the other."""
+    asked: list[float] = []
+
+    class Counting(tgt.Tgtd):
+        def _allowed_seconds(self) -> float:
+            seconds = super()._allowed_seconds()
+            asked.append(seconds)
+            return seconds
+
+    daemon = Counting(stopped.prefix, answer_seconds=0.3)
+    for _ in range(200):
+        with pytest.raises(TargetSilent):
+            daemon.answers()
+    assert asked == [0.3]
 
 
 # Portals

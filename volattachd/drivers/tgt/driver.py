@@ -48,7 +48,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Final
 
-from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
+from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver, TargetSilent
 from volattachd.drivers.tgt import tgtadm
 from volattachd.drivers.tgt.tgtadm import Code, Lun, Mode, NotRunning, Op, Request, Target
 from volattachd.errors import DriverError, InvalidInput
@@ -75,8 +75,18 @@ LOG_MAX_BYTES: Final = 1024 * 1024
 #: tgtd answers within milliseconds after its start.
 START_SECONDS: Final = 10.0
 
+#: tgtd answers within milliseconds, unless it opens a device that does not.
+ANSWER_SECONDS: Final = 5.0
+
+#: A tgtd that gave no answer is asked again after this time, and is given so long for its answer.
+SILENCE_SECONDS: Final = 2.0
+SILENT_ANSWER_SECONDS: Final = 1.0
+
 #: tgtd drops a connection at once, but waits for I/O that is outstanding on the device.
 SESSION_END_SECONDS: Final = 10.0
+
+
+_IS_IT_STOPPED = "see whether tgtd is stopped or waits for a device; it is asked again by itself"
 
 
 @dataclass(frozen=True)
@@ -137,16 +147,43 @@ def lun_of(volume: Volume) -> Lun:
 class Tgtd:
     """Our tgtd: its process, its control socket, its log. ``prefix`` is the socket's path less tgtd's suffix."""
 
-    def __init__(self, prefix: str, search_path: str | None = None) -> None:
+    def __init__(self, prefix: str, search_path: str | None = None, answer_seconds: float = ANSWER_SECONDS) -> None:
+        self._answer_seconds = answer_seconds
         self.prefix = os.path.abspath(prefix)
         self.search_path = search_path or f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
         self.directory = os.path.dirname(self.prefix)
         self.socket = self.prefix + ".0"
         self.log = os.path.join(self.directory, "tgtd.log")
+        self._lock = threading.Lock()
+        self._silent_until: float | None = None  # None while it answers
 
     def ask(self, request: Request, parameters: str = "") -> str:
-        """One request and its answer; raises what tgtadm.ask does."""
-        return tgtadm.ask(self.socket, request, parameters)
+        """One request and its answer; raises what tgtadm.ask does.
+
+        A tgtd that gave no answer costs one request its time, and not each one of each volume: until it answers again,
+        one request in a while is sent, and the others fail at once.
+        """
+        timeout = self._allowed_seconds()
+        try:
+            answer = tgtadm.ask(self.socket, request, parameters, timeout)
+        except tgtadm.Silent:
+            self._silent_until = time.monotonic() + SILENCE_SECONDS
+            raise
+        except (tgtadm.Refusal, NotRunning):
+            self._silent_until = None
+            raise
+        self._silent_until = None
+        return answer
+
+    def _allowed_seconds(self) -> float:
+        with self._lock:
+            if self._silent_until is None:
+                return self._answer_seconds
+            if time.monotonic() < self._silent_until:
+                raise tgtadm.Silent(f"tgtd on {self.socket} gives no answer")
+            timeout = min(self._answer_seconds, SILENT_ANSWER_SECONDS)
+            self._silent_until = time.monotonic() + timeout + SILENCE_SECONDS  # nobody else asks meanwhile
+            return timeout
 
     def answers(self) -> bool:
         """Whether tgtd runs. Raises DriverError where something else, or another version, is there."""
@@ -154,6 +191,8 @@ class Tgtd:
             tgtadm.check_answer(self.ask(Request(Mode.SYSTEM, Op.SHOW)))
         except NotRunning:
             return False
+        except tgtadm.Silent as error:
+            raise TargetSilent(f"cannot use tgtd: {error}", _IS_IT_STOPPED) from error
         except (tgtadm.ProtocolFailed, tgtadm.Refusal) as error:
             raise DriverError(f"cannot use the tgtd on {self.socket}: {error}") from error
         return True
@@ -286,13 +325,16 @@ class TgtDriver(TargetDriver):
         portals: Sequence[Portal],
         socket: str | None = None,
         session_end_seconds: float = SESSION_END_SECONDS,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         super().__init__(iqn_prefix, portals)
         self._session_end_seconds = session_end_seconds
-        self._daemon = Tgtd(socket or os.environ.get("TGT_IPC_SOCKET") or DEFAULT_SOCKET)
+        prefix = socket or os.environ.get("TGT_IPC_SOCKET") or DEFAULT_SOCKET
+        self._daemon = Tgtd(prefix, answer_seconds=answer_seconds)
         # Held while targets come and go, and while their list and their descriptions are read: the two must agree.
         self._targets = threading.Lock()
         self._starting = threading.Lock()
+        self._is_started = False
 
     # Start
 
@@ -303,6 +345,7 @@ class TgtDriver(TargetDriver):
             password = secrets.token_urlsafe(32)
             account = Request(Mode.ACCOUNT, Op.NEW)
             self._ask("create account", GUARD, account, _account(GUARD, password), Code.USER_EXISTS)
+            self._is_started = True
 
     def _match_portals(self) -> None:
         """Make tgtd listen where it should and nowhere else. Sessions of a portal that goes live on."""
@@ -575,7 +618,7 @@ class TgtDriver(TargetDriver):
 
     def _ids(self) -> dict[str, int]:
         """The targets there are. Where tgtd has died, it is started: all are gone, and new plans bring them back."""
-        if not self._daemon.answers():
+        if not self._is_started or not self._daemon.answers():
             self.start()
         return tgtadm.parse_target_ids(self._ask("list", "targets", Request(Mode.DRIVER, Op.SHOW)))
 
@@ -594,6 +637,8 @@ class TgtDriver(TargetDriver):
             if refusal.code in settled:
                 return ""
             raise DriverError(f"cannot {action} {subject}: tgtd says: {refusal}") from refusal
+        except tgtadm.Silent as error:
+            raise TargetSilent(f"cannot {action} {subject}: {error}", _IS_IT_STOPPED) from error
         except (NotRunning, tgtadm.ProtocolFailed) as error:
             raise DriverError(f"cannot {action} {subject}: {error}") from error
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -111,6 +112,10 @@ class ProtocolFailed(Exception):
     """tgtd did not answer as this protocol says: it hangs, died over the request, or is of another version."""
 
 
+class Silent(ProtocolFailed):
+    """tgtd is there and gives no answer in time: it is stopped, or waits for a device."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One request. Its parameters may hold a password: they are in neither its repr nor any message."""
@@ -169,51 +174,75 @@ class Connection:
     address: str | None
 
 
-def ask(path: str, request: Request, parameters: str = "", timeout: float = 30.0) -> str:
-    """Send one request and give the text of the answer.
+def ask(path: str, request: Request, parameters: str = "", timeout: float = 5.0) -> str:
+    """Send one request and give the text of the answer, within ``timeout`` seconds for all of it.
 
-    Raises Refusal, NotRunning or ProtocolFailed.
+    Raises Refusal, NotRunning, Silent or ProtocolFailed.
     """
     message = request.encode(parameters)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
-        _connect(connection, path)
+    with _Conversation(path, timeout) as conversation:
+        conversation.send(message)
+        return conversation.receive_answer()
+
+
+class _Conversation:
+    """A connection to tgtd for one request. The deadline is of the whole, however the answer dribbles in."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self._path = path
+        self._ends = time.monotonic() + timeout
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+    def __enter__(self) -> _Conversation:
         try:
-            connection.sendall(message)
-            return _receive_answer(connection)
-        except TimeoutError:
-            raise ProtocolFailed(f"tgtd on {path} gave no answer for {timeout:g} s") from None
-        except OSError as error:
-            raise ProtocolFailed(f"tgtd on {path} broke the connection: {error.strerror}") from error
+            self._limit_time()
+            self._socket.connect(self._path)
+        except BaseException as error:
+            self._socket.close()
+            self._translate(error)
+            raise
+        return self
 
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._socket.close()
+        self._translate(error)
 
-def _connect(connection: socket.socket, path: str) -> None:
-    try:
-        connection.connect(path)
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotRunning(f"no tgtd listens on {path}") from error
-    except OSError as error:
-        raise ProtocolFailed(f"cannot connect to tgtd on {path}: {error}") from error
+    def _translate(self, error: BaseException | None) -> None:
+        if isinstance(error, (TimeoutError, BlockingIOError)):  # the latter: its queue of connections is full
+            raise Silent(f"tgtd on {self._path} gives no answer") from None
+        if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            raise NotRunning(f"no tgtd listens on {self._path}") from error
+        if isinstance(error, OSError):
+            raise ProtocolFailed(f"tgtd on {self._path} broke the connection: {error.strerror}") from error
 
+    def _limit_time(self) -> None:
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
 
-def _receive_answer(connection: socket.socket) -> str:
-    code, length = RESPONSE.unpack(_receive(connection, RESPONSE.size))
-    if not RESPONSE.size <= length <= MAX_ANSWER:
-        raise ProtocolFailed("the answer's header makes no sense: this tgtd speaks another protocol")
-    text = _receive(connection, length - RESPONSE.size)
-    if code:
-        raise Refusal(code)
-    return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    def send(self, message: bytes) -> None:
+        self._limit_time()
+        self._socket.sendall(message)
 
+    def receive_answer(self) -> str:
+        code, length = RESPONSE.unpack(self._receive(RESPONSE.size))
+        if not RESPONSE.size <= length <= MAX_ANSWER:
+            raise ProtocolFailed("the answer's header makes no sense: this tgtd speaks another protocol")
+        text = self._receive(length - RESPONSE.size)
+        if code:
+            raise Refusal(code)
+        return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
-def _receive(connection: socket.socket, size: int) -> bytes:
-    received = bytearray()
-    while len(received) < size:
-        part = connection.recv(size - len(received))
-        if not part:
-            raise ProtocolFailed("tgtd closed the connection without a whole answer: it died or refuses this user")
-        received += part
-    return bytes(received)
+    def _receive(self, size: int) -> bytes:
+        received = bytearray()
+        while len(received) < size:
+            self._limit_time()
+            part = self._socket.recv(size - len(received))
+            if not part:
+                raise ProtocolFailed("tgtd closed the connection without a whole answer: it died or refuses this user")
+            received += part
+        return bytes(received)
 
 
 def check_answer(system: str) -> None:
