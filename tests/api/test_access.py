@@ -66,6 +66,25 @@ def test_the_highest_of_all_roles_counts() -> None:
     assert role(twice) is Role.ADMIN
 
 
+def test_the_highest_role_counts_also_when_one_user_or_group_is_named_for_several() -> None:
+    assert role(access(admin=[f"%{GROUP}"], reader=[f"%{GROUP}"]), USER, GROUP) is Role.ADMIN
+    assert role(access(admin=["root"], reader=["root"]), 0) is Role.ADMIN
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_lower_role_that_is_granted_later_takes_nothing_away(order: tuple[int, int]) -> None:
+    granted = access()
+    names = [(f"%{GROUP}", Role.ADMIN), (f"%{GROUP}", Role.READER)]
+    for index in order:
+        granted._grant(*names[index])
+    assert role(granted, USER, GROUP) is Role.ADMIN
+
+
+def test_a_kernel_that_refuses_to_tell_the_groups_is_no_peer_without_groups() -> None:
+    with pytest.raises(OSError, match="EBADF"):
+        told(1, 0, 54321, OSError(9, "EBADF"))
+
+
 def test_root_is_admin_whatever_the_file_says() -> None:
     assert role(access(), 0) is Role.ADMIN
     assert role(access(reader=["root"]), 0) is Role.ADMIN

@@ -5,12 +5,23 @@ from __future__ import annotations
 from tests.mutation.trial import Subject
 
 _CALLS = ("tests/service/test_core.py", "tests/service/test_local_attach.py")
+#: What the calls do beside the life cycle is tested with what does it.
+_SERVICE = (
+    *_CALLS,
+    "tests/service/test_holdings.py",
+    "tests/reconcile/test_controller.py",
+    "tests/rpc/test_notifications.py",
+    "tests/state/test_journal_care.py",
+    "tests/telemetry/test_metrics.py",
+    "tests/api/test_audit.py",
+)
 _RECONCILE = tuple(f"tests/reconcile/test_{name}.py" for name in ("applier", "reconciler", "controller"))
 
 SUBJECTS: tuple[Subject, ...] = (
-    Subject("volattachd.service.core", _CALLS),
+    Subject("volattachd.service.core", _SERVICE),
     Subject("volattachd.service.lookup", _CALLS),
-    Subject("volattachd.service.chap", _CALLS),
+    Subject("volattachd.service.chap", ("tests/service/test_chap.py",)),
+    Subject("volattachd.service.holdings", ("tests/service/test_holdings.py",)),
     Subject("volattachd.service.local_attach", _CALLS),
     Subject("volattachd.reconcile.applier", (*_RECONCILE, "tests/service/test_core.py")),
     Subject("volattachd.reconcile.reconciler", (*_RECONCILE, "tests/service/test_core.py")),

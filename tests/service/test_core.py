@@ -27,7 +27,7 @@ from tests.support import (
     make_file,
     wait_until,
 )
-from volattachd.drivers.base import Capabilities
+from volattachd.drivers.base import Capabilities, Session
 from volattachd.drivers.memory import SimulatedExport
 from volattachd.errors import (
     AlreadyExists,
@@ -45,6 +45,7 @@ from volattachd.errors import (
 from volattachd.lifecycle import TRANSITIONS, Call, moves
 from volattachd.model import Caller, State
 from volattachd.service.chap import InitiatorBindings
+from volattachd.service.core import Service
 from volattachd.state.journal import Change
 
 ID = attachment_id(1)
@@ -1368,3 +1369,151 @@ def test_a_row_that_only_the_journal_knows_of_is_exported_at_the_next_start(rig:
     rig.restart()
     rig.service.upkeep.start_up()
     assert rig.granted() == {HOST_A}
+
+
+# What a change could break unnoticed.
+
+
+def login(rig: Rig, number: int = 1) -> str:
+    """Log the initiator of an attachment in; the answer is the target's name."""
+    row = rig.journal.attachments.get(attachment_id(number))
+    assert row is not None and row.secret is not None and row.initiator is not None
+    name = rig.journal.volumes["vol-1"].target_name
+    rig.driver.login(name, row.initiator, row.secret.username, row.secret.password)
+    return name
+
+
+@pytest.mark.parametrize("neighbour", [State.RESERVED, State.DISCONNECTED])
+def test_a_neighbour_without_access_does_not_spare_the_look_for_a_session(rig: Rig, neighbour: State) -> None:
+    """Its host keeps no access through it: ending this attachment would cut the live session."""
+    rig.register(multiattach=True)
+    rig.reach(neighbour, number=2)
+    rig.reach(State.DETACHING)
+    name = login(rig)
+    with unchanged(rig), pytest.raises(SessionActive, match=HOST_A):
+        CALLS[Call.TERMINATE](rig, AGENT)
+    assert [session.initiator for session in rig.driver.list_sessions(name)] == [HOST_A]
+
+
+def test_a_neighbour_of_another_host_does_not_spare_the_look_for_a_session(rig: Rig) -> None:
+    rig.register(multiattach=True)
+    rig.reach(State.ATTACHED, number=2, initiator=HOST_B)
+    rig.reach(State.DETACHING)
+    login(rig)
+    with unchanged(rig), pytest.raises(SessionActive):
+        CALLS[Call.TERMINATE](rig, AGENT)
+
+
+def test_a_neighbour_through_which_the_host_keeps_its_access_spares_the_look(rig: Rig) -> None:
+    rig.register(multiattach=True)
+    rig.reach(State.ATTACHED, number=2)
+    rig.reach(State.DETACHING)
+    name = login(rig)
+    CALLS[Call.TERMINATE](rig, AGENT)
+    assert [session.initiator for session in rig.driver.list_sessions(name)] == [HOST_A]
+
+
+def test_a_volume_that_is_forgotten_leaves_no_condition_and_no_sessions_behind(rig: Rig) -> None:
+    rig.register()
+    rig.service._conditions.set("vol-1", "DeviceMissing", "it is away")
+    rig.service.upkeep.sessions["vol-1"] = 1
+    rig.service.unregister_volume(ADMIN, "vol-1")
+    assert rig.service.degraded() == []
+    assert "vol-1" not in rig.service.upkeep.sessions
+
+
+def test_no_two_volumes_share_the_first_seven_digits_of_a_serial(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WWID and HBA are made from them."""
+    rig.register()
+    taken = rig.journal.volumes["vol-1"].serial
+    near = taken[:7] + ("1" if taken[7] == "0" else "0") + taken[8:]
+    free = ("1" if taken[0] == "0" else "0") + taken[1:]
+    made = iter([taken, near, free])
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(next(made)))
+    rig.register("vol-2")
+    assert rig.journal.volumes["vol-2"].serial == free
+
+
+def test_a_reservation_that_is_sent_again_with_its_id_gives_the_attachment_as_it_stands(rig: Rig) -> None:
+    rig.register()
+    rig.reach(State.ATTACHED)
+    assert rig.service.reserve_volume(AGENT, "vol-1", ID) == rig.service.show_attachment(AGENT, ID)
+
+
+@pytest.mark.parametrize("call", [Call.TERMINATE, Call.FORCE])
+def test_a_secret_is_forgotten_with_the_access(rig: Rig, call: Call) -> None:
+    rig.register()
+    rig.reach(State.DETACHING)
+    CALLS[call](rig, ADMIN)
+    (row,) = rig.journal.attachments.all()
+    assert row.secret is None
+
+
+def test_attach_keeps_the_mount_point_and_each_move_its_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.register()
+    clock = iter(range(1000, 2000))
+    monkeypatch.setattr("volattachd.service.core.now", lambda: float(next(clock)))
+    times = []
+    for method, more in (
+        ("reserve_volume", {}),
+        ("initialize_connection", {"connector": connector()}),
+        ("attach", {"host_name": "h", "mount_point": "/dev/vdb"}),
+        ("begin_detaching", {}),
+        ("terminate_connection", {"connector": connector()}),
+    ):
+        getattr(rig.service, method)(AGENT, "vol-1", attachment_id=ID, **more)
+        times.append(rig.service.show_attachment(AGENT, ID)["updated_at"])
+    assert times == sorted(set(times))
+    assert rig.service.show_attachment(AGENT, ID)["mount_point"] == "/dev/vdb"
+
+
+def test_a_reservation_that_was_connected_meanwhile_does_not_expire(rig: Rig) -> None:
+    rig.register()
+    rig.service.reserve_volume(AGENT, "vol-1", ID, ttl=1e-9)
+    rig.service.initialize_connection(AGENT, "vol-1", connector(), ID)
+    rig.service.expire_reservations()
+    rig.service._expire(ID)
+    rig.service._expire(attachment_id(9))
+    assert rig.state() is State.CONNECTED
+
+
+def test_an_expired_reservation_leaves_its_volume_free_for_the_next_call(rig: Rig) -> None:
+    rig.register()
+    rig.service.reserve_volume(AGENT, "vol-1", ID, ttl=1e-9)
+    rig.service.expire_reservations()
+    assert rig.service._reserved_until == {}
+    assert rig.service._turns.take("vol-1", 0)
+
+
+def test_a_move_is_told_to_the_caller(rig: Rig) -> None:
+    rig.register()
+    moves: list[Any] = []
+    caller = Caller(1000, 2, moved=lambda before, after: moves.append((before, after)))
+    rig.service.reserve_volume(caller, "vol-1", ID)
+    rig.service.unreserve_volume(caller, "vol-1", ID)
+    assert [(before and before.state, after and after.state) for before, after in moves] == [
+        (None, State.RESERVED),
+        (State.RESERVED, None),
+    ]
+
+
+def test_only_what_waits_is_pending(rig: Rig) -> None:
+    rig.register()
+    rig.service._conditions.set("vol-1", "DeviceMissing", "it is away")
+    assert rig.service.get_status(ADMIN)["pending"] == []
+
+
+def test_a_daemon_is_not_ready_before_its_start_is_over(rig: Rig) -> None:
+    assert Service(rig.config, rig.journal, rig.driver).get_status(ADMIN)["ready"] is False
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", None])
+def test_a_session_that_is_in_the_way_is_told_with_its_address(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    rig.register()
+    rig.reach(State.DETACHING)
+    monkeypatch.setattr(rig.driver, "find_session", lambda *about: Session(HOST_A, address))
+    with pytest.raises(SessionActive) as caught:
+        CALLS[Call.TERMINATE](rig, AGENT)
+    assert caught.value.message.endswith("logged in" + (f" from {address}" if address else ""))

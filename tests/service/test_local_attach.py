@@ -116,3 +116,25 @@ def test_one_connector_cannot_end_the_others_attachment(rig: Rig) -> None:
         rig.service.terminate_connection(AGENT, "vol-1", connector(), attachment_id=ID)
     with pytest.raises(InvalidVolume, match="connected to this host itself"):
         rig.service.initialize_connection(AGENT, "vol-1", connector(), ID)
+
+
+def test_a_local_connector_ends_no_attachment_of_an_initiator(rig: Rig) -> None:
+    rig.service.initialize_connection(AGENT, "vol-1", connector(HOST_A), ID)
+    for told in (HERE, {"driver_volume_type": "local"}):
+        with pytest.raises(InvalidInput, match=f"connected to {HOST_A}, not to this host itself"):
+            rig.service.terminate_connection(AGENT, "vol-1", told, attachment_id=ID)
+    assert rig.state() is State.CONNECTED and rig.granted() == {HOST_A}
+
+
+def test_an_initiator_ends_no_local_attachment(rig: Rig) -> None:
+    rig.service.initialize_connection(AGENT, "vol-1", HERE, ID)
+    with pytest.raises(InvalidInput, match=f"connected to this host itself, not to {HOST_A}"):
+        rig.service.terminate_connection(AGENT, "vol-1", connector(HOST_A), attachment_id=ID)
+    with pytest.raises(InvalidVolume, match="connected to this host itself"):
+        rig.service.initialize_connection(AGENT, "vol-1", connector(HOST_A), ID)
+    assert rig.state() is State.CONNECTED
+
+
+def test_a_connector_of_this_host_that_asks_for_no_local_attachment_gets_none(rig: Rig) -> None:
+    told = connector(HOST_A, host=socket.gethostname())
+    assert rig.service.initialize_connection(AGENT, "vol-1", told, ID)["driver_volume_type"] == "iscsi"
