@@ -30,6 +30,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "reconcile.interval": ("0.5", 0.5),
     "history.days": ("1", 1),
     "history.rows": ("100_000_000", 100_000_000),
+    "history.max_bytes": ("1048576", 1 << 20),
 }
 
 TEXTS = ("5", "true", "1.5", "[]", "{}", '""', "1979-05-27", "[1]", '["a", 1]')
@@ -68,6 +69,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "reconcile.interval": (*NUMBERS, "0.4", "3601"),
     "history.days": (*NUMBERS, "0.5", "36501"),
     "history.rows": (*NUMBERS, "999", "100000001"),
+    "history.max_bytes": (*NUMBERS, "1048575", "1099511627777"),
 }
 
 KEYS = [f"{section}.{key}" for section, key, _, _ in keys()]

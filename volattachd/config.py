@@ -112,6 +112,9 @@ class Config:
     interval: float = _key("reconcile", _seconds(0.5, 3600), "time between two looks at everything, at the least", 3.0)
     days: int = _key("history", _integer(1, 36500), "days of running that history is kept", 365)
     rows: int = _key("history", _integer(1000, 100_000_000), "rows of history that are kept at most", 1_000_000)
+    max_bytes: int = _key(
+        "history", _integer(1 << 20, 1 << 40), "bytes of history, connectors included, that are kept at most", 256 << 20
+    )
     #: The section ``[initiators]`` as a whole: its keys are names of initiators, and their values users.
     initiators: tuple[tuple[str, tuple[str, ...]], ...] = ()
 

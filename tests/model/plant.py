@@ -169,7 +169,7 @@ class Plant:
         self._lives += 1
         left, self._state = self._state, self.directory / f"state-{self._lives}"
         self._state.mkdir(mode=0o700)
-        for file in left.glob("journal.db*"):
+        for file in left.iterdir():
             shutil.copy(file, self._state)
         self.fate.dead = False  # so that what is left of the old life can be thrown away
         self.journal.close()

@@ -30,7 +30,7 @@ from tests.support import (
     wait_until,
 )
 from volattachd.api.views import attachment_view, volume_view
-from volattachd.errors import JournalFailed, JournalUnusable
+from volattachd.errors import JournalDamaged, JournalFailed, JournalUnusable
 from volattachd.model import Attachment, Secret, State, Volume
 from volattachd.state.journal import SCHEMA_VERSION, Change, Journal, open_connection
 
@@ -378,9 +378,9 @@ def test_a_secret_is_in_no_line_of_history(directory: Path) -> None:
         journal.commit(put(row))
         assert "hidden-password" not in json.dumps(journal.history())
     with sqlite3.connect(directory / "journal.db") as db:
-        told = json.dumps(db.execute("SELECT * FROM journal").fetchall())
+        told = str(db.execute("SELECT * FROM journal").fetchall())
         assert "hidden-password" not in told
-        assert "hidden-password" in json.dumps(db.execute("SELECT * FROM attachments").fetchall())
+        assert "user-of-it" in str(db.execute("SELECT * FROM attachments").fetchall())
 
 
 @pytest.mark.parametrize("how", ["dropped", "disconnected"])
@@ -444,11 +444,11 @@ def test_a_directory_that_cannot_be_made_is_told(directory: Path) -> None:
         Journal(directory / "missing" / "state")
 
 
-@pytest.mark.parametrize("name", ["lock", "journal.db"])
+@pytest.mark.parametrize("name", ["lock", "journal.db", "journal.db-wal", "keys", "acknowledged"])
 def test_a_link_in_the_place_of_a_file_is_not_followed(directory: Path, tmp_path: Path, name: str) -> None:
     directory.mkdir(0o700)
     (directory / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(JournalUnusable, match="symbolic link"):
         Journal(directory)
     assert not (tmp_path / "elsewhere").exists()
 
@@ -578,13 +578,13 @@ def test_an_empty_file_is_a_start_that_a_crash_cut_short(directory: Path) -> Non
 
 
 @pytest.mark.parametrize("cell", ["state", "mode", "connector", "secret"])
-def test_a_row_that_cannot_be_understood_is_told_as_a_damaged_journal(directory: Path, cell: str) -> None:
+def test_a_row_that_was_changed_is_reported_as_damage(directory: Path, cell: str) -> None:
     with opened(directory) as journal:
         journal.commit(put(new_volume()))
         journal.commit(put(new_attachment(state=State.CONNECTED)))
     db = sqlite3.connect(directory / "journal.db")
-    db.execute(f"UPDATE attachments SET {cell} = 'x'")
+    db.execute(f"UPDATE attachments SET {cell} = ?", (b"x" if cell == "connector" else "x",))
     db.commit()
     db.close()
-    with pytest.raises(JournalUnusable):
+    with pytest.raises(JournalDamaged, match=f"{attachment_id(1)}.*checksum"):
         Journal(directory)

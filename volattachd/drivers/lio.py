@@ -40,7 +40,6 @@ from typing import ClassVar
 
 from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
 from volattachd.drivers.configfs.tree import ConfigFs, Look
-from volattachd.drivers.listeners import why_refused
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Export, Grant, Mode, Volume
 
@@ -403,11 +402,8 @@ class LioDriver(TargetDriver):
                 with self._portal_lock:
                     return self.fs.make_dir(path)
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EADDRINUSE):
+                if error.errno not in (errno.EINVAL, errno.EADDRINUSE) or time.monotonic() > deadline:
                     raise
-                if time.monotonic() > deadline:
-                    portal = path.rpartition("/")[2]
-                    raise DriverError(f"cannot listen on {portal}: {why_refused(portal)}") from error
             time.sleep(0.05)
 
     # What is.

@@ -37,7 +37,7 @@ from volattachd.errors import (
     PermissionDenied,
     SessionActive,
 )
-from volattachd.host.devices import examine_device, take_device, verify_device
+from volattachd.host.devices import check_unused, examine_device, inspect_device, verify_device
 from volattachd.host.portals import reachable_portals, resolve_portals
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
 from volattachd.model import DAEMON, Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
@@ -81,7 +81,6 @@ class Service:
         self._turns = Turns()
         self._workers = Workers()
         self._conditions = Conditions()
-        self._own_directory = config.state_dir
         self._converger = Converger(driver, verify_device)
         self._repairer = Repairer(journal, self._converger, self._conditions, examine_device)
         self.upkeep = Upkeep(
@@ -97,7 +96,7 @@ class Service:
         self._reserved_until = {
             row.id: Deadline(row.ttl or self._ttl) for row in journal.attachments.all() if row.state is State.RESERVED
         }
-        self._trimmer = Trimmer(journal, config.days, config.rows)
+        self._trimmer = Trimmer(journal, config.days, config.rows, max_bytes=config.max_bytes)
         self.upkeep.expire = self._clear_up
         self.upkeep.resolve_portals = partial(resolve_portals, config.portals)
         self._metrics = metrics or Metrics()
@@ -317,7 +316,8 @@ class Service:
                 if (found.path, found.multiattach, found.read_only) == (path, multiattach, read_only):
                     return self._view(found)
                 raise AlreadyExists(f"volume {volume!r} is registered already, for {found.path}", "use another name")
-            device = take_device(path, read_only, list(self.journal.volumes.values()), self._own_directory)
+            device = inspect_device(path)
+            check_unused(path, read_only, list(self.journal.volumes.values()))
             serial = self._new_serial()
             target_name = f"{self.driver.iqn_prefix}:{volume}.{serial[:8]}"
             row = Volume(volume, path, device, multiattach, read_only, target_name, serial, now())

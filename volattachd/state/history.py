@@ -19,12 +19,15 @@ _BATCH, _BATCHES = 200, 50
 
 
 class Trimmer:
-    """Keeps the newest ``rows`` of ``days``. For the periodic pass."""
+    """Keeps the newest ``rows`` of ``days``, and of those ``max_bytes``. For the periodic pass."""
 
-    def __init__(self, journal: Journal, days: int, rows: int, hour: float = _HOUR) -> None:
+    def __init__(
+        self, journal: Journal, days: int, rows: int, hour: float = _HOUR, max_bytes: int | None = None
+    ) -> None:
         self._journal = journal
         self._hours = days * 24
         self._rows = rows
+        self._max_bytes = max_bytes
         self._hour = hour
         self._due = Deadline(hour)
 
@@ -34,7 +37,7 @@ class Trimmer:
             self._due = Deadline(self._hour)
             self._journal.count_hour()
         for _ in range(_BATCHES):
-            if self._journal.trim(self._hours, self._rows, _BATCH) < _BATCH:
+            if self._journal.trim(self._hours, self._rows, _BATCH, self._max_bytes) < _BATCH:
                 return
 
 

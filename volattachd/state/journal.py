@@ -2,8 +2,9 @@
 
 On disk: ``journal.db`` (SQLite, WAL, synchronous=FULL; schema.py) in the state directory, with a row for each volume
 and attachment that exists, and the table ``journal``, one row for each transition: new ones are appended, the oldest
-are trimmed, none is changed. ``lock`` beside it is held by flock for the life of the daemon: one daemon for one state
-directory.
+are trimmed, none is changed. Beside it: ``acknowledged``, how far it must reach at the least (acknowledged.py);
+``keys``, which open the secrets in it (keys.py); and ``lock``, held by flock for the life of the daemon: one daemon
+for one state directory.
 
 Rules, and why a crash at any instant is harmless:
 
@@ -34,17 +35,32 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from volattachd.errors import JournalFailed
-from volattachd.model import Attachment, Caller, Device, Mode, Secret, State, Volume, now
+from volattachd.errors import JournalFailed, JournalUnusable
+from volattachd.model import Attachment, Caller, Volume, now
+from volattachd.state.checksums import hash_link, hash_row
+from volattachd.state.codec import (
+    COLUMNS,
+    KEPT,
+    LINE,
+    attachment_values,
+    line_size,
+    split_view,
+    table_of,
+    to_ended_line,
+    to_line,
+    volume_values,
+)
+from volattachd.state.connector_table import ConnectorTable
+from volattachd.state.contents import CARE, PORTABLE, Contents, replaced
+from volattachd.state.database import NAME, Database, open_connection, open_past_lock, open_state, transaction
 from volattachd.state.group_commit import Group
 from volattachd.state.lock import release_lock, take_lock
-from volattachd.state.schema import MIGRATIONS, SCHEMA_VERSION, Migration, prepare, unusable, verify
+from volattachd.state.schema import MIGRATIONS, SCHEMA_VERSION, Migration
 
 __all__ = ["SCHEMA_VERSION", "Attachments", "Change", "Journal", "open_connection"]
 
@@ -52,10 +68,7 @@ __all__ = ["SCHEMA_VERSION", "Attachments", "Change", "Journal", "open_connectio
 #: lock that is given back and asked for at once mostly stays with the same thread.
 _COPY_PAGES, _PAUSE = 256, 0.001
 _SQLITE_DONE = 101  # the sqlite3 module of Python 3.10 has no name for it
-
-#: What is left of an attachment's view when the history of its end is trimmed.
-_KEPT = ("mode", "owner", "created_at", "updated_at")
-_DROPPED = ("connector", "instance_uuid", "host_name", "mount_point")
+_ADD_LINE = f"INSERT INTO journal ({', '.join(LINE)}) VALUES ({', '.join('?' * len(LINE))})"  # noqa: S608
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,8 @@ class Journal:
         """
         self._on_failure = on_failure
         self._on_commit = on_commit
-        self._path = state_dir / "journal.db"
+        self.state_dir = state_dir
+        self._path = state_dir / NAME
         self._group = Group(self._commit_batch)
         self._writer = threading.Lock()
         self._news = threading.Condition()
@@ -111,31 +125,25 @@ class Journal:
         self._failed: BaseException | None = None
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._lock_fd, passed_over = take_lock(state_dir)
-        usual = open_past_lock if passed_over else open_connection
         try:
-            self._db = _open_database(state_dir, connect or usual, migrations)
+            self._files = _opened(
+                state_dir, connect or (open_past_lock if passed_over else open_connection), migrations
+            )
         except BaseException:
             release_lock(self._lock_fd)
             raise
-        try:
-            self.volumes, self.attachments = _load(self._db)
-            # Not the greatest number that is there: all of them may have been trimmed.
-            last = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
-            self.seq: int = 0 if last is None else last[0]
-        except sqlite3.Error as error:
-            self._db.close()
-            release_lock(self._lock_fd)
-            raise unusable(state_dir / "journal.db", error) from error
-        except BaseException:
-            self._db.close()
-            release_lock(self._lock_fd)
-            raise
+        self._db = self._files.db
+        self._contents: Contents = self._files.contents
+        self._connectors = ConnectorTable(self._db, self._contents)
+        self.volumes = self._contents.volumes
+        self.attachments = Attachments(self._contents.attachments)
+        self.seq: int = self._contents.seq
 
     def close(self) -> None:
         """Close the file and release the lock; waits for a commit that is under way."""
         with self._writer:
             self._failed = self._failed or JournalFailed("the journal is closed")
-            self._db.close()
+            self._files.close()
             release_lock(self._lock_fd)
         self.wake()
 
@@ -168,8 +176,7 @@ class Journal:
                 waiting.error = error
             return
         for waiting, seq in zip(batch, seqs, strict=True):
-            self._apply(waiting.change)
-            self.seq = waiting.seq = seq
+            waiting.seq = seq
         self._on_commit(time.monotonic() - began)
         self.wake()
 
@@ -181,34 +188,68 @@ class Journal:
         self.wake()
 
     def _write(self, changes: list[Change]) -> list[int]:
+        """Make changes durable, then visible; record that they are durable, and destroy the secrets that they end."""
         self._db.execute("BEGIN IMMEDIATE")
         seqs = [self._write_one(change) for change in changes]
         self._db.execute("COMMIT")
+        self._files.acknowledged.write(self._contents.mark)
+        for change, seq in zip(changes, seqs, strict=True):
+            self._count_secret(change)
+            self._apply(change)
+            self.seq = seq
         return seqs
 
     def _write_one(self, change: Change) -> int:
+        contents, refer = self._contents, self._connectors.refer
+        before, before_connector = split_view(change.before)
+        after, after_connector = split_view(change.after)
+        referred = refer(change.attachment_id, before_connector), refer(change.attachment_id, after_connector)
         if change.drop is not None:
-            self._db.execute(f"DELETE FROM {_table(change.drop)} WHERE id = ?", (change.drop.id,))  # noqa: S608
+            self._drop(change.drop)
         if change.put is not None:
-            columns = _to_columns(change.put)
-            self._db.execute(_upsert(_table(change.put), tuple(columns)), tuple(columns.values()))
-        cursor = self._db.execute(
-            "INSERT INTO journal (at, boot_id, uid, pid, call, volume, attachment_id, before, after)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                now(),
-                self.boot_id,
-                change.caller.uid,
-                change.caller.pid,
-                change.call,
-                change.volume_id,
-                change.attachment_id,
-                _json_or_none(change.before),
-                _json_or_none(change.after),
-            ),
-        )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+            self._put(change.put)
+        contents.seq += 1
+        caller = change.caller
+        whose = self.boot_id, caller.uid, caller.pid, change.call, change.volume_id, change.attachment_id
+        values = (contents.seq, now(), *whose, before, after, *referred, bytes(contents.rows_sum))
+        contents.head = hash_link(contents.head, values)
+        self._db.execute(_ADD_LINE, (*values, contents.head))
+        contents.size += line_size(change.call, before, after)
+        return contents.seq
+
+    def _drop(self, row: Volume | Attachment) -> None:
+        table = table_of(row)
+        self._db.execute(f"DELETE FROM {table} WHERE id = ?", (row.id,))  # noqa: S608
+        self._replace_checksum(table, row.id, None)
+        if isinstance(row, Attachment):
+            self._connectors.hold(row.id, None)
+
+    def _put(self, row: Volume | Attachment) -> None:
+        table = table_of(row)
+        if isinstance(row, Volume):
+            values = volume_values(row)
+        else:
+            values = attachment_values(row, self._connectors.hold(row.id, row.connector), self._files.keys.seal)
+        checksum = hash_row(table, values)
+        self._db.execute(_upsert(table), (*values, checksum))
+        self._replace_checksum(table, row.id, checksum)
+
+    def _replace_checksum(self, table: str, name: str, checksum: bytes | None) -> None:
+        """The row that has this name has another checksum now, or is gone."""
+        old = self._contents.checksums.pop((table, name), None)
+        if old is not None:
+            self._contents.rows_sum.remove(old)
+        if checksum is not None:
+            self._contents.checksums[table, name] = checksum
+            self._contents.rows_sum.add(checksum)
+
+    def _count_secret(self, change: Change) -> None:
+        """The attachment of a durable change has another secret than the one that is shown, or none."""
+        row = change.put or change.drop
+        if isinstance(row, Attachment):
+            shown = self.attachments.get(row.id)
+            after = change.put.secret if isinstance(change.put, Attachment) else None
+            self._files.keys.count(None if shown is None else shown.secret, after)
 
     def _apply(self, change: Change) -> None:
         """Show a durable change to the readers."""
@@ -243,23 +284,20 @@ class Journal:
             f"SELECT * FROM journal WHERE {' AND '.join(where)} AND seq > ?"  # noqa: S608 - no caller's text
             f" ORDER BY seq {order} LIMIT ?"
         )
-        with self._writer:
-            self._check_alive()
-            rows = self._db.execute(query, (*values, since or 0, limit)).fetchall()
-        lines = [_history_line(row) for row in rows]
+        lines = self._lines(query, *values, since or 0, limit)
         return lines[::-1] if since is None else lines
 
     def last_ended(self, volume: str) -> dict[str, Any] | None:
         """The line of history with which the volume's latest attachment to end did so, or None."""
-        row = self._first(
+        lines = self._lines(
             "SELECT * FROM journal WHERE volume = ? AND attachment_id IS NOT NULL AND after IS NULL"
             " ORDER BY seq DESC LIMIT 1",
             volume,
         )
-        if row is not None:
-            return _history_line(row)
+        if lines:
+            return lines[0]
         row = self._first("SELECT * FROM ended_attachments WHERE volume = ? ORDER BY seq DESC LIMIT 1", volume)
-        return None if row is None else _ended_line(row)
+        return None if row is None else to_ended_line(row)
 
     def last_of(self, attachment_id: str) -> dict[str, Any] | None:
         """The newest line of history of an attachment that may have ended; None where it never was."""
@@ -267,7 +305,7 @@ class Journal:
         if lines:
             return lines[0]
         row = self._first("SELECT * FROM ended_attachments WHERE id = ?", attachment_id)
-        return None if row is None else _ended_line(row)
+        return None if row is None else to_ended_line(row)
 
     def was_unregistered(self, volume: str) -> bool:
         """Whether a volume that is not registered has been so."""
@@ -275,6 +313,13 @@ class Journal:
         if lines:
             return bool(lines[0]["after"] is None and lines[0]["attachment_id"] is None)
         return self._first("SELECT id FROM ended_volumes WHERE id = ?", volume) is not None
+
+    def _lines(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Lines of history, with the connectors that they refer to."""
+        with self._writer:
+            self._check_alive()
+            find_connector = self._connectors.finder()
+            return [to_line(row, find_connector) for row in self._db.execute(query, values)]
 
     def _first(self, query: str, *values: Any) -> sqlite3.Row | None:
         with self._writer:
@@ -291,8 +336,7 @@ class Journal:
         """
         with self._writer:
             self._check_alive()
-            oldest = self._db.execute("SELECT min(seq) FROM journal").fetchone()[0]
-            return self.seq + 1 if oldest is None else oldest, self.seq
+            return self._contents.anchor.seq + 1, self.seq
 
     def wait_beyond(self, seq: int, enough: Callable[[], bool]) -> None:
         """Wait until there is a row after ``seq``, the journal has ended, or ``enough`` (ask again: ``wake``)."""
@@ -328,7 +372,14 @@ class Journal:
         with self._writer:
             self._check_alive()
             self._db.backup(target, pages=_COPY_PAGES, progress=let_others_in)
+            self._make_portable(target)
             return self.seq
+
+    def _make_portable(self, target: sqlite3.Connection) -> None:
+        """Put the keys of the secrets into a copy, which then needs no other file."""
+        with transaction(target):
+            target.executemany("INSERT INTO keys VALUES (?, ?)", self._files.keys.used().items())
+            replaced(self._contents.anchor, portable=PORTABLE).write(target)
 
     def size(self) -> int:
         """Bytes of the file and of its log.
@@ -345,23 +396,36 @@ class Journal:
 
     def count_hour(self) -> None:
         """Note that the daemon has run for one more hour."""
-        with self._writer, self._transaction():
+        with self._writer, self._turn():
             hour = self._db.execute("SELECT coalesce(max(hour), 0) + 1 FROM hours").fetchone()[0]
-            self._db.execute("INSERT INTO hours (hour, seq) VALUES (?, ?)", (hour, self.seq))
+            self._keep("hours", (hour, self.seq))
 
-    def trim(self, hours: int, rows: int, at_most: int) -> int:
-        """Take away history that is older than ``hours`` of running, or beyond the newest ``rows``.
+    def trim(self, hours: int, rows: int, at_most: int, max_bytes: int | None = None) -> int:
+        """Take away history that is older than ``hours`` of running, or beyond the newest ``rows`` or ``max_bytes``.
 
         The oldest come first, and ``at_most`` of them; the answer is how many they were.
         """
         with self._writer:
             self._check_alive()
-            query = "SELECT * FROM journal WHERE seq <= ? ORDER BY seq LIMIT ?"
-            old = self._db.execute(query, (max(self.seq - rows, self._seq_at_age(hours)), at_most)).fetchall()
-            if old:
-                with self._transaction():
-                    self._forget(old, hours)
-            return len(old)
+            bound = max(self.seq - rows, self._seq_at_age(hours))
+            if self._contents.anchor.seq >= bound and not self._exceeds(max_bytes):
+                return 0
+            with self._turn():
+                return self._trim_lines(bound, at_most, max_bytes, hours)
+
+    def _exceeds(self, max_bytes: int | None) -> bool:
+        contents = self._contents
+        return max_bytes is not None and contents.size > max_bytes and contents.anchor.seq < contents.seq
+
+    def _trim_lines(self, bound: int, at_most: int, max_bytes: int | None, hours: int) -> int:
+        count = 0
+        for row in self._db.execute("SELECT * FROM journal ORDER BY seq LIMIT ?", (at_most,)).fetchall():
+            if row["seq"] > bound and not self._exceeds(max_bytes):
+                break
+            self._forget(row)
+            count += 1
+        self._forget_hours(hours)
+        return count
 
     def _seq_at_age(self, hours: int) -> int:
         """The last number at the time when the daemon had run for so many hours less than now; or 0."""
@@ -369,29 +433,50 @@ class Journal:
         seq: int = self._db.execute(query, (hours,)).fetchone()[0]
         return seq
 
-    def _forget(self, old: list[sqlite3.Row], hours: int) -> None:
-        """Remove the oldest rows, keeping what calls that are sent again may ask for."""
-        for row in old:
-            if row["after"] is None and row["attachment_id"] is not None:
-                view = json.loads(row["before"])
-                self._db.execute(
-                    "INSERT OR REPLACE INTO ended_attachments VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (row["attachment_id"], row["volume"], row["seq"], *(view[name] for name in _KEPT)),
-                )
-            elif row["after"] is None:
-                self._db.execute("INSERT OR IGNORE INTO ended_volumes VALUES (?)", (row["volume"],))
-        self._db.execute("DELETE FROM journal WHERE seq <= ?", (old[-1]["seq"],))
-        # One mark of that age stays: it is the answer for the hours to come.
-        self._db.execute("DELETE FROM hours WHERE hour < (SELECT max(hour) FROM hours) - ?", (hours,))
+    def _forget(self, row: sqlite3.Row) -> None:
+        """Remove the oldest line, keeping what calls that are sent again may ask for."""
+        contents = self._contents
+        if row["after"] is None and row["attachment_id"] is not None:
+            view = json.loads(row["before"])
+            kept = [_as_kept(name, view[name]) for name in KEPT]
+            self._keep("ended_attachments", (row["attachment_id"], row["volume"], row["seq"], *kept))
+        elif row["after"] is None:
+            self._keep("ended_volumes", (row["volume"],))
+        self._db.execute("DELETE FROM journal WHERE seq = ?", (row["seq"],))
+        self._connectors.release(row["before_connector"])
+        self._connectors.release(row["after_connector"])
+        contents.size -= line_size(row["call"], row["before"], row["after"])
+        contents.anchor = replace(contents.anchor, seq=row["seq"], hash=row["hash"], rows_sum=row["rows_sum"])
+
+    def _forget_hours(self, hours: int) -> None:
+        """Remove old marks of age. One of that age stays: it is the answer for the hours to come."""
+        old = "FROM hours WHERE hour < (SELECT max(hour) FROM hours) - ?"
+        for row in self._db.execute(f"SELECT checksum {old}", (hours,)):
+            self._contents.kept_sum.remove(row["checksum"])
+        self._db.execute(f"DELETE {old}", (hours,))
+
+    def _keep(self, table: str, values: tuple[Any, ...]) -> None:
+        """Insert a row that outlives the history, or put it in the place of the one with its key."""
+        key = CARE[table][0]
+        query = f"SELECT checksum FROM {table} WHERE {key} = ?"  # noqa: S608
+        for row in self._db.execute(query, values[:1]):
+            self._contents.kept_sum.remove(row["checksum"])
+        checksum = hash_row(table, values)
+        marks = ", ".join("?" * (len(values) + 1))
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", (*values, checksum))  # noqa: S608
+        self._contents.kept_sum.add(checksum)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """A transaction of our own keeping. Its failure is as fatal as that of a commit."""
+    def _turn(self) -> Iterator[None]:
+        """A transaction of our own care. Its failure is as fatal as that of a commit."""
         self._check_alive()
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
+            with transaction(self._db):
+                yield
+                contents = self._contents
+                contents.anchor = replaced(contents.anchor, kept_sum=bytes(contents.kept_sum))
+                contents.anchor.write(self._db)
+            self._files.acknowledged.write(self._contents.mark)
         except BaseException as failure:
             self._fail(failure)
             raise JournalFailed(f"the journal cannot be written: {failure}") from failure
@@ -437,119 +522,31 @@ class Attachments:
             self._by_volume.pop(row.volume, None)
 
 
-# Opening.
-
-
-def open_connection(path: Path) -> sqlite3.Connection:
-    """A connection that any thread may use, one at a time, and that begins and ends transactions when told."""
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-
-
-def open_past_lock(path: Path) -> sqlite3.Connection:
-    """The same without SQLite's own locks, which a daemon that was killed but cannot end yet still holds."""
-    url = f"file:{quote(str(path))}?vfs=unix-none"
-    return sqlite3.connect(url, uri=True, isolation_level=None, check_same_thread=False, timeout=0)
-
-
-def _open_database(
+def _opened(
     state_dir: Path, connect: Callable[[Path], sqlite3.Connection], migrations: Sequence[Migration]
-) -> sqlite3.Connection:
-    path = state_dir / "journal.db"
-    verify(path, migrations, _load)
-    # Created by hand: SQLite would use the umask, and a file that was readable for a moment was readable.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    db = connect(path)
-    db.row_factory = sqlite3.Row
+) -> Database:
     try:
-        prepare(db, path, migrations)
-    except sqlite3.Error as error:
-        db.close()
-        raise unusable(path, error) from error
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-# Rows.
-
-
-def _load(db: sqlite3.Connection) -> tuple[dict[str, Volume], Attachments]:
-    """The rows. Raises ValueError or TypeError for one that cannot be understood: the check has seen to that."""
-    volumes = [_to_volume(row) for row in db.execute("SELECT * FROM volumes ORDER BY rowid")]
-    attachments = [_to_attachment(row) for row in db.execute("SELECT * FROM attachments ORDER BY rowid")]
-    return {volume.id: volume for volume in volumes}, Attachments(attachments)
-
-
-def _table(row: Volume | Attachment) -> str:
-    return "volumes" if isinstance(row, Volume) else "attachments"
+        return open_state(state_dir, connect, migrations)
+    except OSError as error:
+        raise JournalUnusable(
+            f"the files in {state_dir} cannot be used: {error.strerror or error}: make the directory writable,"
+            " make room, or mend the disk, and start again"
+        ) from error
 
 
 @cache
-def _upsert(table: str, columns: tuple[str, ...]) -> str:
+def _upsert(table: str) -> str:
     """Insert, or update in place: a replaced row would lose its place in the order of creation.
 
     The id is not among what is updated: SQLite would write its index again.
     """
+    columns = (*COLUMNS[table], "checksum")
     marks = ", ".join("?" * len(columns))
     updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column != "id")
     names = ", ".join(columns)
     return f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET {updates}"  # noqa: S608
 
 
-def _to_columns(row: Volume | Attachment) -> dict[str, Any]:
-    """The row's columns. Whatever has parts goes in as JSON."""
-    return {name: _AS_COLUMN.get(type(value), _as_it_is)(value) for name, value in vars(row).items()}
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-_AS_COLUMN: dict[type, Callable[[Any], Any]] = {
-    Device: lambda device: json.dumps(asdict(device)),
-    Secret: lambda secret: json.dumps(asdict(secret)),
-    dict: json.dumps,
-    State: lambda state: state.value,
-    Mode: lambda mode: mode.value,
-}
-
-
-def _to_volume(row: sqlite3.Row) -> Volume:
-    values = dict(row)
-    values["device"] = Device(**json.loads(values["device"]))
-    values["multiattach"] = bool(values["multiattach"])
-    values["read_only"] = bool(values["read_only"])
-    return Volume(**values)
-
-
-def _to_attachment(row: sqlite3.Row) -> Attachment:
-    values = dict(row)
-    values["state"] = State(values["state"])
-    values["mode"] = Mode(values["mode"])
-    values["connector"] = None if values["connector"] is None else json.loads(values["connector"])
-    values["secret"] = None if values["secret"] is None else Secret(**json.loads(values["secret"]))
-    return Attachment(**values)
-
-
-def _history_line(row: sqlite3.Row) -> dict[str, Any]:
-    line = dict(row)
-    for name in ("before", "after"):
-        line[name] = None if line[name] is None else json.loads(line[name])
-    return line
-
-
-def _ended_line(row: sqlite3.Row) -> dict[str, Any]:
-    """What is known of an attachment's end whose line of history was trimmed, as a line of history."""
-    view = {
-        "attachment_id": row["id"],
-        "volume": row["volume"],
-        "state": State.GONE.value,
-        **{name: row[name] for name in _KEPT},
-        **dict.fromkeys(_DROPPED),
-    }
-    return {"seq": row["seq"], "volume": row["volume"], "attachment_id": row["id"], "before": view, "after": None}
-
-
-def _json_or_none(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False)
+def _as_kept(name: str, value: Any) -> Any:
+    """A member of a view as the file gives it back: times are floats there."""
+    return float(value) + 0.0 if name.endswith("_at") else value

@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -24,6 +25,10 @@ from pathlib import Path
 from volattachd.errors import JournalUnusable
 from volattachd.telemetry import messages
 
+NAME = "lock"
+#: The pid is written in place and has always the same length, so that it needs no room on a full disk.
+_PID_BYTES = 16
+
 
 def take_lock(state_dir: Path) -> tuple[int, bool]:
     """Make the directory where it is missing, check that it is ours alone, and lock it.
@@ -32,12 +37,12 @@ def take_lock(state_dir: Path) -> tuple[int, bool]:
     Raises JournalUnusable, naming the holder, where another daemon has it.
     """
     _make_directory(state_dir)
-    path = state_dir / "lock"
+    path = state_dir / NAME
     with _directory_locked(state_dir):
         fd = _open(path)
         passed_over = not _try_lock(fd)
         if passed_over:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            holder = _holder(fd)
             os.close(fd)
             if not (holder.isdigit() and is_past_running(int(holder))):
                 raise JournalUnusable(f"another volattachd (pid {holder}) works on {state_dir}")
@@ -47,6 +52,30 @@ def take_lock(state_dir: Path) -> tuple[int, bool]:
             _try_lock(fd)
     _write_pid(fd, state_dir)
     return fd, passed_over
+
+
+@contextmanager
+def lock_to_look(state_dir: Path) -> Iterator[None]:
+    """Keep daemons away from a state directory while it is looked at, and change nothing in it.
+
+    Raises JournalUnusable, naming the holder, while a daemon works on it.
+    """
+    try:
+        fd = os.open(state_dir / NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise JournalUnusable(f"{state_dir} is no state directory of volattachd: lock: {error.strerror}") from error
+    try:
+        if not _try_lock(fd):
+            raise JournalUnusable(
+                f"volattachd (pid {_holder(fd)}) works on {state_dir}: stop it, then check the journal"
+            )
+        yield
+    finally:
+        os.close(fd)
+
+
+def _holder(fd: int) -> str:
+    return os.pread(fd, _PID_BYTES, 0).decode("ascii", "replace").strip()
 
 
 def release_lock(fd: int) -> None:
@@ -82,7 +111,12 @@ def _directory_locked(state_dir: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if path.is_symlink():
+            raise JournalUnusable(f"{path} is a symbolic link, which is not followed: remove it") from error
+        raise _not_writable(path.parent, error) from error
 
 
 def _try_lock(fd: int) -> bool:
@@ -111,8 +145,15 @@ def _is_dying(status: str) -> bool:
 
 def _write_pid(fd: int, state_dir: Path) -> None:
     try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(fd, f"{os.getpid()}\n".rjust(_PID_BYTES).encode(), 0)
     except OSError as error:
         os.close(fd)
-        raise JournalUnusable(f"cannot write to {state_dir}: {error.strerror}: make room, and start again") from error
+        raise _not_writable(state_dir, error) from error
+
+
+def _not_writable(state_dir: Path, error: OSError) -> JournalUnusable:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    what = "make room" if is_full else "make it writable for the daemon"
+    return JournalUnusable(
+        f"cannot write to the state directory {state_dir}: {error.strerror}: {what}, and start again"
+    )

@@ -7,29 +7,38 @@ Rules:
    An entry that was released is never changed: ``tests/golden`` holds a file of every released version.
 2. All steps that are due are one transaction, with the version number in it: a crash leaves the old version or
    the new one.
-3. A file that is refused stays as it is, byte by byte, its log included, for whoever has to rescue it. SQLite
-   cannot promise that for a file that it may write: it moves the log into the file when it closes it. So the check
-   looks at the file through a hard link in a directory of its own, opened for reading only, beside a copy of the
-   log: the kernel keeps it from writing to the one, and the other is a copy.
+3. A file that is refused stays as it is, byte by byte, its log included, for whoever has to rescue it. SQLite cannot
+   promise that for a file that it may write: it moves the log into the file when it closes it, and removes a log in
+   which it finds nothing. So the check looks at both through hard links, with the file opened for reading only. The
+   kernel keeps SQLite from writing to the file, so it cannot move the log; and what it removes is a link.
+4. The check takes no room on the disk: a start on a full disk must be possible.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from volattachd.errors import JournalDamaged, JournalUnusable
+from volattachd.model import Device, Mode, Secret, State
+from volattachd.state.checksums import Damage, RowSum, Value, hash_link, hash_row
+from volattachd.state.codec import ATTACHMENTS, COLUMNS, HASHED, VOLUMES, Connector, split_view
+from volattachd.state.contents import CARE, PORTABLE, Anchor
+from volattachd.state.files import file_size, sync_directory
+from volattachd.state.keys import new_key, sealed
+
+T = TypeVar("T")
 
 #: A script of statements, or a function over the connection, which is inside a transaction.
 Migration = str | Callable[[sqlite3.Connection], None]
 
-MIGRATIONS: tuple[Migration, ...] = (
-    """
+_VERSION_1 = """
 CREATE TABLE volumes (
     id TEXT PRIMARY KEY, path TEXT NOT NULL, device TEXT NOT NULL, multiattach INTEGER NOT NULL,
     read_only INTEGER NOT NULL, target_name TEXT NOT NULL UNIQUE, serial TEXT NOT NULL UNIQUE,
@@ -55,8 +64,120 @@ CREATE INDEX ended_by_volume ON ended_attachments (volume, seq);
 CREATE TABLE ended_volumes (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 -- The journal's last number each time that the daemon had run for one more hour: age without a clock on the wall.
 CREATE TABLE hours (hour INTEGER PRIMARY KEY, seq INTEGER NOT NULL) STRICT;
-""",
-)
+"""
+
+_VERSION_2 = """
+CREATE TABLE volumes (
+    id TEXT PRIMARY KEY, path TEXT NOT NULL, device TEXT NOT NULL, multiattach INTEGER NOT NULL,
+    read_only INTEGER NOT NULL, target_name TEXT NOT NULL UNIQUE, serial TEXT NOT NULL UNIQUE,
+    created_at REAL NOT NULL, checksum BLOB NOT NULL
+) STRICT;
+CREATE TABLE attachments (
+    id TEXT PRIMARY KEY, volume TEXT NOT NULL REFERENCES volumes (id), state TEXT NOT NULL, mode TEXT NOT NULL,
+    owner INTEGER NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL, connector BLOB, secret TEXT,
+    instance_uuid TEXT, host_name TEXT, mount_point TEXT, ttl REAL, checksum BLOB NOT NULL
+) STRICT;
+-- Each connector once, under the hash of its text, whatever number of rows and lines refers to it.
+CREATE TABLE connectors (digest BLOB PRIMARY KEY, connector TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE journal (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, boot_id TEXT NOT NULL, uid INTEGER NOT NULL, pid INTEGER NOT NULL,
+    call TEXT NOT NULL, volume TEXT NOT NULL, attachment_id TEXT, before TEXT, after TEXT, before_connector BLOB,
+    after_connector BLOB, rows_sum BLOB NOT NULL, hash BLOB NOT NULL
+) STRICT;
+CREATE INDEX journal_by_volume ON journal (volume, seq);
+CREATE INDEX journal_by_attachment ON journal (attachment_id, seq);
+CREATE TABLE ended_attachments (
+    id TEXT PRIMARY KEY, volume TEXT NOT NULL, seq INTEGER NOT NULL, mode TEXT NOT NULL, owner INTEGER NOT NULL,
+    created_at REAL NOT NULL, updated_at REAL NOT NULL, checksum BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX ended_by_volume ON ended_attachments (volume, seq);
+CREATE TABLE ended_volumes (id TEXT PRIMARY KEY, checksum BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE hours (hour INTEGER PRIMARY KEY, seq INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT;
+-- Where the history begins, and what the rows add up to (contents.py).
+CREATE TABLE anchor (
+    id INTEGER PRIMARY KEY CHECK (id = 1), turn INTEGER NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL,
+    rows_sum BLOB NOT NULL, kept_sum BLOB NOT NULL, portable INTEGER NOT NULL, checksum BLOB NOT NULL
+) STRICT;
+-- The keys of the secrets, in a copy; in the daemon's own file there are none (keys.py).
+CREATE TABLE keys (slot INTEGER PRIMARY KEY, key BLOB NOT NULL) STRICT;
+"""
+
+_TABLES_1 = ("volumes", "attachments", "journal", "ended_attachments", "ended_volumes", "hours")
+
+
+def _to_version_2(db: sqlite3.Connection) -> None:
+    """Make every table anew, with checksums, a chained history, connectors apart and sealed secrets.
+
+    ``ALTER TABLE`` would leave definitions that differ from version to version of SQLite.
+    """
+    numbered = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").fetchone()
+    old = {table: list(db.execute(f"SELECT * FROM {table} ORDER BY rowid")) for table in _TABLES_1[:2]}  # noqa: S608
+    old |= {table: list(db.execute(f"SELECT * FROM {table}")) for table in _TABLES_1[3:]}  # noqa: S608
+    db.execute("DROP TABLE attachments")
+    for table in ("volumes", *_TABLES_1[3:]):
+        db.execute(f"DROP TABLE {table}")
+    db.execute("DROP INDEX journal_by_volume")
+    db.execute("DROP INDEX journal_by_attachment")
+    db.execute("ALTER TABLE journal RENAME TO old_journal")
+    for statement in _statements(_VERSION_2):
+        db.execute(statement)
+    rows_sum, kept_sum = RowSum(), RowSum()
+    _copy_rows(db, old, rows_sum)
+    for table, columns in CARE.items():
+        for row in old[table]:
+            kept_sum.add(_insert(db, table, tuple(row[name] for name in columns)))
+    oldest = db.execute("SELECT min(seq) FROM old_journal").fetchone()[0]
+    first = oldest - 1 if oldest is not None else numbered["seq"] if numbered is not None else 0
+    anchor = Anchor(turn=1, seq=first, rows_sum=bytes(rows_sum), kept_sum=bytes(kept_sum), portable=PORTABLE)
+    anchor.write(db)
+    _copy_history(db, anchor)
+    db.execute("DROP TABLE old_journal")
+
+
+def _insert(db: sqlite3.Connection, table: str, values: tuple[Value, ...]) -> bytes:
+    """Insert a row behind which its checksum is put, and return that."""
+    checksum = hash_row(table, values)
+    marks = ", ".join("?" * (len(values) + 1))
+    db.execute(f"INSERT INTO {table} VALUES ({marks})", (*values, checksum))  # noqa: S608
+    return checksum
+
+
+def _copy_rows(db: sqlite3.Connection, old: dict[str, list[sqlite3.Row]], rows_sum: RowSum) -> None:
+    keys: dict[Secret, tuple[int, bytes]] = {}
+    for row in old["volumes"]:
+        rows_sum.add(_insert(db, VOLUMES, tuple(row[name] for name in COLUMNS[VOLUMES])))
+    for row in old["attachments"]:
+        values = dict(row)
+        if values["connector"] is not None:
+            values["connector"] = _put_connector(db, json.loads(values["connector"]))
+        if values["secret"] is not None:
+            secret = Secret(**json.loads(values["secret"]))
+            values["secret"] = sealed(secret, *keys.setdefault(secret, (len(keys), new_key())))
+        rows_sum.add(_insert(db, ATTACHMENTS, tuple(values[name] for name in COLUMNS[ATTACHMENTS])))
+    db.executemany("INSERT INTO keys VALUES (?, ?)", keys.values())
+
+
+def _copy_history(db: sqlite3.Connection, anchor: Anchor) -> None:
+    """Chain the old lines. What the rows were at each of them is not known: every one has the sum of the rows now."""
+    head = anchor.hash
+    for row in db.execute("SELECT * FROM old_journal ORDER BY seq"):
+        line = dict(row) | {"rows_sum": anchor.rows_sum}
+        for name in ("before", "after"):
+            line[name], members = split_view(None if row[name] is None else json.loads(row[name]))
+            line[f"{name}_connector"] = None if members is None else _put_connector(db, members)
+        values = [line[name] for name in HASHED]
+        head = hash_link(head, values)
+        marks = ", ".join("?" * (len(values) + 1))
+        db.execute(f"INSERT INTO journal VALUES ({marks})", (*values, head))  # noqa: S608
+
+
+def _put_connector(db: sqlite3.Connection, members: Mapping[str, Any]) -> bytes:
+    connector = Connector.of(members)
+    db.execute("INSERT OR IGNORE INTO connectors VALUES (?, ?)", (connector.digest, connector.text))
+    return connector.digest
+
+
+MIGRATIONS: tuple[Migration, ...] = (_VERSION_1, _to_version_2)
 
 SCHEMA_VERSION = len(MIGRATIONS)
 
@@ -64,24 +185,24 @@ SCHEMA_VERSION = len(MIGRATIONS)
 #: commit into a log that still grows takes a third longer, and a start reads all of it; each such turn costs a sync.
 LOG_PAGES = 256
 
-_RESTORE = "restore it from a backup"
-_ROOM = ".check"
+RESTORE = "restore it from a backup, or see docs/backup.md"
+_LINK = ".check.db"
 
 
-def verify(path: Path, migrations: Sequence[Migration], read: Callable[[sqlite3.Connection], object]) -> None:
-    """See that the file can be used, without changing a byte of it or of its log.
+def verify(path: Path, migrations: Sequence[Migration], read: Callable[[sqlite3.Connection, int], T]) -> T | None:
+    """See that the file can be used, without changing a byte of it or of its log; None where there is none yet.
 
-    ``read`` takes the rows of a file of the newest version and raises ValueError or TypeError for one that it
-    cannot understand. Raises JournalUnusable, saying what to do.
+    ``read`` takes what is in a file of a version, and raises Damage, ValueError or TypeError for what cannot be
+    understood. Raises JournalUnusable, saying what to do.
     """
     log = path.with_name(path.name + "-wal")
-    if _size(path) == 0:
-        if _size(log) > 0:
-            raise JournalDamaged(f"{path} is empty or missing, and its log {log.name} is not: {_RESTORE}")
-        return
+    if file_size(path) == 0:
+        if file_size(log) > 0:
+            raise JournalDamaged(f"{path} is empty or missing, and its log {log.name} is not: {RESTORE}")
+        return None
     try:
         with _look(path, log) as db:
-            _check(db, path, migrations, read)
+            return _check(db, path, migrations, read)
     except sqlite3.Error as error:
         raise unusable(path, error) from error
     except OSError as error:
@@ -99,7 +220,7 @@ def prepare(db: sqlite3.Connection, path: Path, migrations: Sequence[Migration])
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version < len(migrations):
         _migrate(db, migrations[version:], len(migrations))
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     db.execute("PRAGMA foreign_keys = ON")  # only now: a migration may have to make a table anew
 
 
@@ -110,33 +231,20 @@ def unusable(path: Path, error: sqlite3.Error) -> JournalUnusable:
         return JournalUnusable(f"{path} cannot be used: {told}: end the program that has it open")
     if "full" in told or "I/O" in told or "unable to open" in told:
         return JournalUnusable(f"{path} cannot be used: {told}: make room, or mend the disk, and start again")
-    return JournalDamaged(f"{path} cannot be used: {told}; {_RESTORE}")
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none. A link in its place is not followed: OSError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return 0
-    try:
-        return os.fstat(fd).st_size
-    finally:
-        os.close(fd)
+    return JournalDamaged(f"{path} cannot be used: {told}; {RESTORE}")
 
 
 @contextmanager
 def _look(path: Path, log: Path) -> Iterator[sqlite3.Connection]:
     """The file as it stands, log included, through a connection that can write to neither."""
-    room = path.parent / _ROOM
-    shutil.rmtree(room, ignore_errors=True)  # of a check that was killed
-    os.mkdir(room, 0o700)
+    link, log_link = path.with_name(_LINK), path.with_name(_LINK + "-wal")
+    _unlink(link, log_link)  # of a check that was killed
     try:
-        os.link(path, room / path.name)
+        os.link(path, link, follow_symlinks=False)
         if log.exists():
-            shutil.copyfile(log, room / log.name)
-        # Without SQLite's locks: the daemon's own is held, and a killed one may hold SQLite's (state/lock.py).
-        url = f"file:{quote(str(room / path.name))}?mode=ro&vfs=unix-none"
+            os.link(log, log_link, follow_symlinks=False)
+        # Without SQLite's locks: the daemon's own is held, and a killed one may hold SQLite's (volattachd/lock.py).
+        url = f"file:{quote(str(link))}?mode=ro&vfs=unix-none"
         db = sqlite3.connect(url, uri=True, isolation_level=None)
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.row_factory = sqlite3.Row
@@ -145,12 +253,17 @@ def _look(path: Path, log: Path) -> Iterator[sqlite3.Connection]:
         finally:
             db.close()
     finally:
-        shutil.rmtree(room)
+        _unlink(link, log_link)
+
+
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _check(
-    db: sqlite3.Connection, path: Path, migrations: Sequence[Migration], read: Callable[[sqlite3.Connection], object]
-) -> None:
+    db: sqlite3.Connection, path: Path, migrations: Sequence[Migration], read: Callable[[sqlite3.Connection, int], T]
+) -> T:
     version, known = db.execute("PRAGMA user_version").fetchone()[0], len(migrations)
     if version > known:
         raise JournalDamaged(
@@ -160,34 +273,46 @@ def _check(
     problems = [row[0] for row in db.execute("PRAGMA integrity_check(5)") if row[0] != "ok"]
     problems += [f"a row of {row[0]} refers to nothing in {row[2]}" for row in db.execute("PRAGMA foreign_key_check")]
     if problems:
-        raise JournalDamaged(f"{path} is damaged ({'; '.join(problems[:5])}): {_RESTORE}")
-    if _tables(db) != _tables_of(migrations[:version]):
-        raise JournalDamaged(f"{path} does not have the tables of a journal of version {version}: {_RESTORE}")
-    if version == known:
-        _understand(db, read)
-
-
-def _understand(db: sqlite3.Connection, read: Callable[[sqlite3.Connection], object]) -> None:
+        raise damaged(path, "; ".join(problems[:5]).replace("\n", "; "))
+    if _definitions(db) != _definitions_of(migrations[:version]):
+        raise JournalDamaged(f"{path} does not have the tables of a journal of version {version}: {RESTORE}")
     try:
-        read(db)
-    except (ValueError, TypeError) as error:
-        raise JournalDamaged(f"a row of the journal cannot be understood ({error}): {_RESTORE}") from error
+        return read(db, version)
+    except Damage as error:
+        raise damaged(path, str(error)) from error
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise damaged(path, f"a row cannot be understood: {error!r}") from error
 
 
-def _tables(db: sqlite3.Connection) -> set[tuple[object, ...]]:
-    """Every table with its columns, without SQLite's own."""
-    query = (
-        "SELECT m.name, p.name, p.type, p.pk FROM sqlite_master AS m, pragma_table_info(m.name) AS p"
-        " WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%'"
-    )
+def damaged(path: Path, what: str) -> JournalDamaged:
+    """The refusal of a damaged journal: what is damaged, where, and what to do."""
+    return JournalDamaged(f"{path} is damaged ({what}): {RESTORE}")
+
+
+def read_version_1(db: sqlite3.Connection) -> None:
+    """See that each row of a file of version 1 can be understood, before the migration changes anything."""
+    for row in db.execute("SELECT device FROM volumes"):
+        Device(**json.loads(row["device"]))
+    for row in db.execute("SELECT state, mode, connector, secret FROM attachments"):
+        State(row["state"]), Mode(row["mode"])
+        json.loads(row["connector"] or "{}")
+        Secret(**json.loads(row["secret"] or '{"username": "", "password": ""}'))
+    for row in db.execute("SELECT before, after FROM journal"):
+        json.loads(row["before"] or "{}"), json.loads(row["after"] or "{}")
+
+
+def _definitions(db: sqlite3.Connection) -> set[tuple[object, ...]]:
+    """Every table and index as it was made, without SQLite's own."""
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
     return {tuple(row) for row in db.execute(query)}
 
 
-def _tables_of(migrations: Sequence[Migration]) -> set[tuple[object, ...]]:
+def _definitions_of(migrations: Sequence[Migration]) -> set[tuple[object, ...]]:
     db = sqlite3.connect(":memory:", isolation_level=None)
+    db.row_factory = sqlite3.Row
     try:
         _migrate(db, migrations, len(migrations))
-        return _tables(db)
+        return _definitions(db)
     finally:
         db.close()
 
@@ -216,12 +341,3 @@ def _statements(script: str) -> Iterator[str]:
             yield statement.strip()
             statement = ""
     assert not statement.strip(), f"a statement without its end: {statement}"
-
-
-def _sync_directory(path: Path) -> None:
-    """A new file's name is durable only when its directory is synced."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -170,7 +170,7 @@ def attach_strace(pid: int, syscall: str, number: int) -> subprocess.Popen[str]:
 def durable(state_dir: Path) -> Rows:
     """What the journal's files say, whatever the daemon says; read from a copy while it is idle."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        for file in state_dir.glob("journal.db*"):
+        for file in state_dir.iterdir():
             shutil.copyfile(file, Path(name, file.name))
         journal = Journal(Path(name))
         rows = Rows(dict(journal.volumes), {row.id: row for row in journal.attachments.all()})
