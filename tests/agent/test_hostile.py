@@ -140,7 +140,7 @@ def test_the_error_says_what_was_wrong(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_connector_for_the_daemons_own_host_is_refused_where_the_daemon_is_elsewhere(tmp_path: Path) -> None:
     """Its path would be one of this host: a storage host could have root's own disk handed out, or flushed away."""
-    with hostile(tmp_path / "d.sock", Honest("local", "attached", ID)) as daemon:
+    with hostile(tmp_path / "d.sock", Honest("local", "attached", ID, made_by="local")) as daemon:
         agent = Agent(SentAgain(lambda: Client(daemon.path)), HOST, runtime=tmp_path, elsewhere=True)
         for command in ("attach", "detach"):
             with pytest.raises(VolattachError, match="and the daemon is on another one"):

@@ -49,11 +49,13 @@ class Place(NamedTuple):
 class Honest:
     """What the real daemon would answer about one volume and its one attachment."""
 
-    def __init__(self, volume_type: str = "iscsi", state: str | None = None, attachment_id: str = "") -> None:
+    def __init__(
+        self, volume_type: str = "iscsi", state: str | None = None, attachment_id: str = "", made_by: str = "qemu"
+    ) -> None:
         self.volume_type = volume_type
         self.row: dict[str, Any] | None = None
         if state is not None:
-            self.row = {**self._new(attachment_id), "state": state, "connector": _connector(volume_type)}
+            self.row = {**self._new(attachment_id), "state": state, "connector": _connector(made_by)}
 
     def answer(self, method: str, params: dict[str, Any]) -> Any:
         """The result of a call."""
@@ -129,9 +131,8 @@ class Honest:
         return {**about, "data": {**data, **more}}
 
 
-def _connector(volume_type: str) -> dict[str, Any]:
-    name = {"iscsi": "qemu", "local": "local"}[volume_type]
-    return {"initiator": "iqn.2026-11.com.example:a", "host": "host-a", "volattach_connector": name}
+def _connector(made_by: str) -> dict[str, Any]:
+    return {"initiator": "iqn.2026-11.com.example:a", "host": "host-a", "volattach_connector": made_by}
 
 
 def status() -> dict[str, Any]:
@@ -187,13 +188,18 @@ class HostileDaemon:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection, connection.makefile("rwb") as stream:
-                for line in stream:
-                    request = json.loads(line)
-                    self.asked.append((request["method"], request["params"]))
-                    answer = {"jsonrpc": "2.0", "id": request["id"], "result": self._result(request)}
-                    stream.write(json.dumps(answer).encode() + b"\n")
-                    stream.flush()
+            with connection:
+                try:
+                    self._serve(connection)
+                except OSError:
+                    continue  # the client has hung up on an answer that it did not want
+
+    def _serve(self, connection: socket.socket) -> None:
+        for line in connection.makefile("rb"):
+            request = json.loads(line)
+            self.asked.append((request["method"], request["params"]))
+            answer = {"jsonrpc": "2.0", "id": request["id"], "result": self._result(request)}
+            connection.sendall(json.dumps(answer).encode() + b"\n")
 
     def _result(self, request: dict[str, Any]) -> Any:
         answer = self._honest.answer(request["method"], request["params"])
