@@ -16,6 +16,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "daemon.socket": ('"/run/x.sock"', Path("/run/x.sock")),
     "access.admin": ('["alice", "%wheel", "1000"]', ("alice", "%wheel", "1000")),
     "access.agent": ("[]", ()),
+    "access.provisioner": ('["%adm"]', ("%adm",)),
     "access.reader": ('["%adm"]', ("%adm",)),
     "target.driver": ('"memory"', "memory"),
     "target.iqn_prefix": ('"iqn.2030-12.com.example:sub"', "iqn.2030-12.com.example:sub"),
@@ -41,6 +42,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "daemon.socket": (*TEXTS, '"x.sock"'),
     "access.admin": ('"alice"', "5", "[5]", '["a", 1]', '[""]', "{}", "true"),
     "access.agent": ('"%volattach"', "[true]", "[[]]", "1.5"),
+    "access.provisioner": ('"a"', "[5]", "[{}]"),
     "access.reader": ('"a"', "[5]", "[{}]"),
     "target.driver": TEXTS,
     "target.iqn_prefix": (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,16 +25,19 @@ from volattachd.api.methods import BY_NAME, METHODS, Role
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
-ALICE, BOB, CAROL, NOBODY, ANN = 54401, 54402, 54403, 54404, 54405
+ALICE, BOB, CAROL, NOBODY, ANN, PROVISIONER = 54401, 54402, 54403, 54404, 54405, 54406
+#: A user that the host knows, for whom the provisioner reserves.
+OWNER = 1
 CONFIG = f"""
 [access]
-agent = ["{ALICE}", "{BOB}"]
+agent = ["{ALICE}", "{BOB}", "{OWNER}"]
 reader = ["{CAROL}"]
+provisioner = ["{PROVISIONER}"]
 admin = ["{ANN}"]
 [initiators]
 "iqn.2026-11.org.example:bound" = "{ALICE}"
 """
-ATTACKERS = {BOB: Role.AGENT, CAROL: Role.READER, NOBODY: Role.NOBODY}
+ATTACKERS = {BOB: Role.AGENT, PROVISIONER: Role.PROVISIONER, CAROL: Role.READER, NOBODY: Role.NOBODY}
 HOST, BOUND = "iqn.2026-11.org.example:alice", "iqn.2026-11.org.example:bound"
 STATES = ("reserved", "connected", "attached", "detaching", "disconnected", "gone")
 GRANTED = ("connected", "attached", "detaching")
@@ -138,7 +142,7 @@ FORCED = [{"connector": told, "force": True} for told in CONNECTORS]
 
 ROWS: dict[str, Row] = {
     "reserve_volume": lambda victim: [
-        Try({"volume": victim.volume, "attachment_id": victim.id}, "InvalidInput" if victim.has_ended else DENIED)
+        Try({"volume": victim.volume, "attachment_id": victim.id}, "InvalidInput" if victim.has_ended else DENIED),
     ],
     "initialize_connection": starts_anew(*AS_CONNECTOR),
     "attach": starts_anew({"host_name": "alice"}, {"host_name": "bob", "instance_uuid": "i", "mode": "rw"}),
@@ -221,19 +225,19 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    for directory in [tmp_path, *tmp_path.parents]:
-        if directory != directory.parent and directory.owner() == "root":
-            directory.chmod(directory.stat().st_mode | 0o011)
+def house() -> Iterator[House]:
     with ExitStack() as stack:
-        daemon = Running(tmp_path, config=CONFIG)
+        # Not pytest's own directory: each run of pytest closes that to other users.
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.chmod(0o711)
+        daemon = Running(directory, config=CONFIG)
         stack.callback(daemon.end)
         daemon.ready()
         daemon.socket.chmod(0o666)
-        wires = {uid: connect_as(daemon.socket, uid) for uid in (0, ALICE, BOB, CAROL, ANN)}
+        wires = {uid: connect_as(daemon.socket, uid) for uid in (0, ALICE, BOB, CAROL, ANN, PROVISIONER, OWNER)}
         for wire in wires.values():
             stack.callback(wire.socket.close)
-        yield House(tmp_path, wires, daemon, set())
+        yield House(directory, wires, daemon, set())
 
 
 def connect_nobody(house: House, stack: ExitStack) -> None:
@@ -319,5 +323,37 @@ def test_the_same_calls_succeed_for_the_owner_and_for_an_admin_that_acts_for_it(
         house.call(who, "detach", **at)
 
 
-def test_a_reader_is_below_an_agent_and_an_agent_below_an_admin() -> None:
-    assert BY_NAME["list_attachments"].role <= Role.READER < Role.AGENT < BY_NAME["backup_journal"].role
+def test_a_provisioner_drives_what_it_reserved_for_another_and_never_sees_the_secret(house: House) -> None:
+    file = make_file(house.directory / "v.img")
+    house.call(0, "register_volume", volume="vol-1", path=file)
+    at = {"volume": "vol-1", "attachment_id": attachment_id(1)}
+    told = connector(HOST)
+    for uid in (BOB, CAROL):
+        assert house.kind(uid, "reserve_volume", **at, owner=OWNER) == DENIED
+    for _ in range(2):
+        assert house.call(PROVISIONER, "reserve_volume", **at, owner=OWNER)["owner"] == OWNER
+    answers = [house.call(PROVISIONER, "initialize_connection", **at, connector=told) for _ in range(2)]
+    assert [answer["data"]["auth_password"] for answer in answers] == [None, None]
+    password = house.call(OWNER, "initialize_connection", **at, connector=told)["data"]["auth_password"]
+    assert password
+    for method in ("attach", "begin_detaching", "roll_detaching", "begin_detaching"):
+        more = {"host_name": "node"} if method == "attach" else {}
+        answers.append(house.call(PROVISIONER, method, **at, **more))
+    assert house.kind(PROVISIONER, "terminate_connection", **at, connector=told, force=True) == DENIED
+    answers.append(house.call(PROVISIONER, "get_history", attachment_id=attachment_id(1)))
+    answers.append(house.call(PROVISIONER, "terminate_connection", **at, connector=told))
+    answers.append(house.call(PROVISIONER, "detach", **at))
+    assert password not in str(answers)
+
+
+def test_an_owner_must_be_a_user_of_the_host(house: House) -> None:
+    file = make_file(house.directory / "v.img")
+    house.call(0, "register_volume", volume="vol-1", path=file)
+    for nobody in ("no-such-user", 54499, "54499"):
+        assert house.kind(PROVISIONER, "reserve_volume", volume="vol-1", owner=nobody) == "InvalidInput"
+
+
+def test_a_reader_is_below_an_agent_then_come_provisioners_and_admins() -> None:
+    roles = [Role.READER, Role.AGENT, Role.PROVISIONER, Role.ADMIN]
+    assert roles == sorted(set(roles))
+    assert (BY_NAME["list_attachments"].role, BY_NAME["backup_journal"].role) == (roles[0], roles[-1])

@@ -96,6 +96,7 @@ class Config:
     socket: Path = _key("daemon", _path, "the Unix socket", Path("/run/volattachd/volattachd.sock"))
     admin: tuple[str, ...] = _key("access", _names, 'who may do everything: users, or groups as "%group"', ())
     agent: tuple[str, ...] = _key("access", _names, "who may attach and detach", ("%volattach",))
+    provisioner: tuple[str, ...] = _key("access", _names, "who may also reserve for other users", ())
     reader: tuple[str, ...] = _key("access", _names, "who may look", ())
     driver: str = _key("target", _text, '"auto", "lio", "tgt", "memory" or a plug-in\'s name', "auto")
     iqn_prefix: str = _key("target", _iqn_prefix, "what target names begin with", "iqn.2026-11.org.volattachd")

@@ -134,7 +134,7 @@ def _ignore(before: Attachment | None, after: Attachment | None) -> None:
 class Caller:
     """Who sent a call: the peer of the socket as the kernel told at accept. ``admin``: may act for others.
 
-    ``role`` is the name of its role, for get_status to show.
+    ``role`` is the name of its role, for get_status to show; a ``provisioner`` may reserve for other users.
 
     ``moved`` is told of each move of an attachment that the call made durable, as before and after (None: gone).
     """
@@ -144,6 +144,15 @@ class Caller:
     admin: bool = False
     role: str = ""
     moved: Callable[[Attachment | None, Attachment | None], None] = field(default=_ignore, repr=False, compare=False)
+
+    @property
+    def provisions(self) -> bool:
+        """Whether it may reserve for other users."""
+        return self.admin or self.role == "provisioner"
+
+    def may_see_secret_of(self, row: Attachment) -> bool:
+        """A secret is for the attachment's owner, and for admins, who act for it."""
+        return self.admin or self.uid == row.owner
 
 
 #: Who the journal names for what the daemon does by itself.

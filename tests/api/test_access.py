@@ -40,7 +40,7 @@ def role(granted: Access, uid: int = USER, *gids: int) -> Role:
 # Roles.
 
 
-@pytest.mark.parametrize("name", ["reader", "agent", "admin"])
+@pytest.mark.parametrize("name", ["reader", "agent", "provisioner", "admin"])
 def test_a_role_goes_to_the_users_and_groups_that_are_named(name: str) -> None:
     expected = Role[name.upper()]
     by_user, by_group = access(**{name: [str(USER)]}), access(**{name: [f"%{GROUP}"]})
@@ -99,7 +99,7 @@ def test_a_group_that_does_not_exist_has_nobody_in_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-user", "²", "٣", "-1", "1.5", "", " "])
-@pytest.mark.parametrize("key", ["reader", "agent", "admin"])
+@pytest.mark.parametrize("key", ["reader", "agent", "provisioner", "admin"])
 def test_a_user_that_does_not_exist_is_an_error_that_names_it(key: str, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"access\.{key}: there is no user") as caught:
         access(**{key: [name]})

@@ -12,7 +12,7 @@ from volattachd.service.core import Service
 
 #: DESIGN section 3, in the order of their parameters; "?" marks an optional one.
 SIGNATURES = {
-    "reserve_volume": "volume attachment_id? mode? instance_uuid? ttl?",
+    "reserve_volume": "volume attachment_id? mode? instance_uuid? ttl? owner?",
     "initialize_connection": "volume connector attachment_id?",
     "attach": "volume instance_uuid? host_name? mount_point? mode? attachment_id?",
     "begin_detaching": "volume attachment_id?",

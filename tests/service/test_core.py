@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -1517,3 +1518,58 @@ def test_a_session_that_is_in_the_way_is_told_with_its_address(
     with pytest.raises(SessionActive) as caught:
         CALLS[Call.TERMINATE](rig, AGENT)
     assert caught.value.message.endswith("logged in" + (f" from {address}" if address else ""))
+
+
+# Provisioners.
+
+PROVISIONER = Caller(uid=2000, pid=4, role="provisioner")
+
+
+def test_a_provisioner_reserves_for_a_user_of_the_host_by_name_or_uid(rig: Rig) -> None:
+    rig.register(multiattach=True)
+    for owner in ("daemon", 1, "1"):
+        assert rig.service.reserve_volume(PROVISIONER, "vol-1", owner=owner)["owner"] == 1
+    assert rig.service.reserve_volume(AGENT, "vol-1", owner=AGENT.uid)["owner"] == AGENT.uid
+    assert rig.service.reserve_volume(ADMIN, "vol-1", owner=1)["owner"] == 1
+    with unchanged(rig), pytest.raises(PermissionDenied, match="may reserve for itself alone"):
+        rig.service.reserve_volume(AGENT, "vol-1", owner=1)
+
+
+def test_a_reservation_that_is_sent_again_is_for_the_same_owner_or_refused(rig: Rig) -> None:
+    rig.register()
+    first = rig.service.reserve_volume(PROVISIONER, "vol-1", ID, owner=1)
+    with unchanged(rig):
+        assert rig.service.reserve_volume(PROVISIONER, "vol-1", ID, owner=1) == first
+        assert rig.service.reserve_volume(PROVISIONER, "vol-1", ID) == first
+        with pytest.raises(InvalidInput, match="belongs to uid 1"):
+            rig.service.reserve_volume(PROVISIONER, "vol-1", ID, owner=0)
+
+
+def test_a_provisioner_has_no_hand_in_what_others_reserved(rig: Rig) -> None:
+    rig.register(multiattach=True)
+    rig.service.reserve_volume(ADMIN, "vol-1", ID, owner=1)
+    other = replace(PROVISIONER, uid=2001)
+    rig.service.reserve_volume(other, "vol-1", attachment_id(2), owner=1)
+    rig.reach(State.RESERVED, number=3)
+    for number in (1, 2, 3):
+        with unchanged(rig), pytest.raises(PermissionDenied):
+            rig.service.initialize_connection(PROVISIONER, "vol-1", connector(), attachment_id(number))
+    rig.service.unreserve_volume(other, "vol-1")
+    assert rig.state(2) is State.GONE
+
+
+def test_who_is_no_provisioner_any_more_has_no_hand_in_what_it_reserved_for_others(rig: Rig) -> None:
+    rig.register()
+    rig.service.reserve_volume(PROVISIONER, "vol-1", ID, owner=1)
+    with unchanged(rig), pytest.raises(PermissionDenied):
+        rig.service.unreserve_volume(replace(PROVISIONER, role="agent"), "vol-1", ID)
+
+
+def test_when_the_history_of_its_beginning_is_trimmed_the_owner_and_admins_remain(rig: Rig) -> None:
+    rig.register()
+    rig.service.reserve_volume(PROVISIONER, "vol-1", ID, owner=1)
+    rig.service.initialize_connection(PROVISIONER, "vol-1", connector(), ID)
+    rig.journal.trim(1000, 1, 100)
+    with unchanged(rig), pytest.raises(PermissionDenied):
+        rig.service.attach(PROVISIONER, "vol-1", host_name="h", attachment_id=ID)
+    rig.service.attach(Caller(1, 5), "vol-1", host_name="h", attachment_id=ID)

@@ -60,7 +60,13 @@ class Access:
         """
         self._users: dict[int, Role] = {0: Role.ADMIN}
         self._groups: dict[int, Role] = {}
-        for role, names in ((Role.READER, config.reader), (Role.AGENT, config.agent), (Role.ADMIN, config.admin)):
+        roles = (
+            (Role.READER, config.reader),
+            (Role.AGENT, config.agent),
+            (Role.PROVISIONER, config.provisioner),
+            (Role.ADMIN, config.admin),
+        )
+        for role, names in roles:
             for name in names:
                 self._grant(name, role)
 

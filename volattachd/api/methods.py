@@ -23,7 +23,8 @@ class Role(IntEnum):
     NOBODY = 0
     READER = 1
     AGENT = 2
-    ADMIN = 3
+    PROVISIONER = 3
+    ADMIN = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ TEXT: Schema = {
     "maxLength": 255,
     "pattern": r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z",
     "description": "1 to 255 characters without control characters",
+}
+OWNER: Schema = {
+    "type": ["integer", "string"],
+    "minimum": 0,
+    "maximum": 4294967294,
+    "minLength": 1,
+    "maxLength": 255,
+    "pattern": TEXT["pattern"],
+    "description": "a user of the daemon's host: a uid or a name",
 }
 PATH: Schema = {
     "type": "string",
@@ -127,7 +137,7 @@ ATTACHMENT: Schema = {
             "enum": ["reserved", "connected", "attached", "detaching", "disconnected", "gone"],
         },
         "mode": MODE,
-        "owner": {"type": "integer", "description": "uid of the caller that reserved it"},
+        "owner": {"type": "integer", "description": "uid of the user that it belongs to"},
         "connector": {"type": ["object", "null"]},
         "instance_uuid": _NULLABLE_TEXT,
         "host_name": _NULLABLE_TEXT,
@@ -247,6 +257,7 @@ METHODS: tuple[Method, ...] = (
                 {"type": "number", "minimum": 1, "maximum": 86400, "description": "1 to 86400 seconds, a day"},
                 "seconds after which a reservation without a connection ends by itself",
             ),
+            Param("owner", OWNER, "whose attachment it is, if not the caller's; provisioners and admins only"),
         ),
         ATTACHMENT,
     ),

@@ -51,8 +51,13 @@ def gone_view(last_seen: dict[str, Any]) -> dict[str, Any]:
     return {**last_seen, "state": State.GONE.value}
 
 
-def connection_view(volume: Volume, attachment: Attachment, portals: Sequence[Portal], lun: int) -> dict[str, Any]:
-    """Connection info, field for field what os-brick takes: for its ISCSIConnector, or for its LocalConnector."""
+def connection_view(
+    volume: Volume, attachment: Attachment, portals: Sequence[Portal], lun: int, with_secret: bool = True
+) -> dict[str, Any]:
+    """Connection info, field for field what os-brick takes: for its ISCSIConnector, or for its LocalConnector.
+
+    Without the secret, for a caller that the attachment does not belong to, the password is null.
+    """
     if attachment.local:
         return {"driver_volume_type": LOCAL, "attachment_id": attachment.id, "data": _local_data(volume, attachment)}
     assert attachment.secret is not None and attachment.connector is not None
@@ -64,7 +69,7 @@ def connection_view(volume: Volume, attachment: Attachment, portals: Sequence[Po
         "volume_id": volume.id,
         "auth_method": "CHAP",
         "auth_username": attachment.secret.username,
-        "auth_password": attachment.secret.password,
+        "auth_password": attachment.secret.password if with_secret else None,
         "encrypted": False,
         "qos_specs": None,
         "access_mode": attachment.mode.value,

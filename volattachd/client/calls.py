@@ -75,11 +75,13 @@ def reserve_volume(
     mode: results.Mode | None = None,
     instance_uuid: str | None = None,
     ttl: float | None = None,
+    owner: int | str | None = None,
 ) -> Call[results.Attachment]:
-    """Takes the volume for one attachment."""
+    """Takes the volume for one attachment; a provisioner may take it for another user, the ``owner``."""
     attachment_id = new_attachment_id() if attachment_id is None else attachment_id
     at = {"volume": volume, "attachment_id": attachment_id}
-    return Call("reserve_volume", True, {**at, "mode": mode, "instance_uuid": instance_uuid, "ttl": ttl})
+    what = {"mode": mode, "instance_uuid": instance_uuid, "ttl": ttl, "owner": owner}
+    return Call("reserve_volume", True, {**at, **what})
 
 
 def initialize_connection(

@@ -104,7 +104,7 @@ class StatusCaller(TypedDict):
     """Who the daemon takes the caller for."""
 
     uid: int
-    role: Literal["reader", "agent", "admin"]
+    role: Literal["reader", "agent", "provisioner", "admin"]
 
 
 class Status(TypedDict):

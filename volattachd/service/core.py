@@ -39,6 +39,7 @@ from volattachd.errors import (
 )
 from volattachd.host.devices import check_unused, examine_device, inspect_device, verify_device
 from volattachd.host.portals import reachable_portals, resolve_portals
+from volattachd.host.users import find_uid, has_user
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
 from volattachd.model import DAEMON, Attachment, Caller, Condition, Export, Mode, State, Volume, now, parse_initiator
 from volattachd.reconcile.applier import Converger, DeviceUnusable, export_of
@@ -54,7 +55,7 @@ from volattachd.service.local_attach import (
     kept_connector,
     was_local,
 )
-from volattachd.service.lookup import Selection, check_owner
+from volattachd.service.lookup import Selection
 from volattachd.state.backup import write_backup
 from volattachd.state.history import Feed, Trimmer
 from volattachd.state.journal import Change, Journal
@@ -65,6 +66,31 @@ T = TypeVar("T")
 View = dict[str, Any]
 
 _REGISTRY = "the registry of volumes"
+
+
+def _owner_for(caller: Caller, volume: str, owner: int | str | None) -> int:
+    """The uid that a reservation is for. Raises PermissionDenied if the caller may not reserve for it."""
+    if owner is None:
+        return caller.uid
+    uid = find_uid(owner) if isinstance(owner, str) else owner
+    if uid is None or (uid != caller.uid and not has_user(uid)):
+        raise InvalidInput(
+            f"cannot reserve_volume {volume!r} for owner {owner!r}: there is no such user on the daemon's host",
+            "give the name or the uid of a user that is known there",
+        )
+    if uid != caller.uid and not caller.provisions:
+        raise PermissionDenied(
+            f"cannot reserve_volume {volume!r} for uid {uid}: uid {caller.uid} may reserve for itself alone",
+            "an admin grants the role provisioner in [access] of the configuration",
+        )
+    return uid
+
+
+def _check_same_owner(found: Attachment, owner: int | str | None, uid: int) -> None:
+    if owner is not None and found.owner != uid:
+        raise InvalidInput(
+            f"attachment {found.id} belongs to uid {found.owner}, not to {owner!r}", "reserve with a new attachment_id"
+        )
 
 
 class Service:
@@ -117,21 +143,24 @@ class Service:
         mode: str = "rw",
         instance_uuid: str | None = None,
         ttl: float | None = None,
+        owner: int | str | None = None,
     ) -> View:
-        """Take the volume for one attachment."""
+        """Take the volume for one attachment, of the caller or of the ``owner`` that it names."""
+        uid = _owner_for(caller, volume, owner)
 
         def body() -> View:
             row = self._rows.volume(volume)
             if attachment_id is None:
-                return self._reserve(caller, row, str(uuid.uuid4()), Mode(mode), instance_uuid, ttl)
+                return self._reserve(caller, row, str(uuid.uuid4()), Mode(mode), instance_uuid, ttl, uid)
             with self._turns.hold(f"attachment {attachment_id}", self._patience):
                 found = self._rows.find(row, attachment_id)
                 if found is not None:
-                    check_owner(caller, found)
+                    self._rows.check_may_act(caller, found)
+                    _check_same_owner(found, owner, uid)
                     return attachment_view(found)
                 if self.journal.last_of(attachment_id) is not None:
                     raise InvalidInput(f"attachment {attachment_id} has ended", "reserve with a new attachment_id")
-                return self._reserve(caller, row, attachment_id, Mode(mode), instance_uuid, ttl)
+                return self._reserve(caller, row, attachment_id, Mode(mode), instance_uuid, ttl, uid)
 
         return self._in_turn(volume, Call.RESERVE.value, body)
 
@@ -143,6 +172,7 @@ class Service:
         mode: Mode,
         instance_uuid: str | None,
         ttl: float | None,
+        owner: int,
     ) -> View:
         self._check_mode(volume, mode)
         others = self.journal.attachments.of_volume(volume.id)
@@ -154,7 +184,7 @@ class Service:
             )
         state = next_state(State.GONE, Call.RESERVE, volume.id)
         at = now()
-        row = Attachment(name, volume.id, state, mode, caller.uid, at, at, instance_uuid=instance_uuid, ttl=ttl)
+        row = Attachment(name, volume.id, state, mode, owner, at, at, instance_uuid=instance_uuid, ttl=ttl)
         self._holdings.add(row)
         self._commit(Call.RESERVE.value, caller, None, row)
         self._reserved_until[name] = Deadline(ttl or self._ttl)
@@ -193,7 +223,7 @@ class Service:
                 )
             else:
                 self._repairer.converge(self._repairer.wanted(row))  # a start may have left it unfinished
-            return connection_view(row, after, portals, self.driver.lun)
+            return connection_view(row, after, portals, self.driver.lun, caller.may_see_secret_of(after))
 
         return self._in_turn(volume, Call.INITIALIZE.value, body, touches_target=True)
 

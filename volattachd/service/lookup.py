@@ -61,14 +61,14 @@ class Selection:
         else:
             row = self._only_candidate(caller, volume, call, initiator)
         if row is not None:
-            check_owner(caller, row)
+            self.check_may_act(caller, row)
         return row
 
     def _only_candidate(self, caller: Caller, volume: Volume, call: Call, initiator: str | None) -> Attachment | None:
         rows = self._journal.attachments.of_volume(volume.id)
         if len(rows) < 2:
             return rows[0] if rows else None
-        own = [row for row in rows if caller.admin or row.owner == caller.uid]
+        own = [row for row in rows if self._may_act(caller, row)]
         fitting = [row for row in own if initiator is None or row.initiator == initiator]
         # Without one to move it is the one that was moved: the call is sent again.
         candidates = [row for row in fitting if moves(row.state, call)] or fitting
@@ -103,11 +103,20 @@ class Selection:
             raise AttachmentNotFound(f"there is no attachment {attachment_id}", "see list_attachments")
         return gone_view(last["before"] or last["after"])
 
+    def check_may_act(self, caller: Caller, row: Attachment) -> None:
+        """Raise PermissionDenied if a caller would touch an attachment of another user."""
+        if not self._may_act(caller, row):
+            raise PermissionDenied(
+                f"attachment {row.id} of volume {row.volume!r} belongs to uid {row.owner}, not to uid {caller.uid}",
+                "ask its owner or an admin",
+            )
 
-def check_owner(caller: Caller, row: Attachment) -> None:
-    """Raise PermissionDenied where an agent would touch what another user reserved."""
-    if not caller.admin and caller.uid != row.owner:
-        raise PermissionDenied(
-            f"attachment {row.id} of volume {row.volume!r} belongs to uid {row.owner}, not to uid {caller.uid}",
-            "ask its owner or an admin",
-        )
+    def _may_act(self, caller: Caller, row: Attachment) -> bool:
+        """An attachment is for its owner, for admins, and for the provisioner that reserved it for its owner."""
+        return caller.may_see_secret_of(row) or (caller.provisions and self._reserver_of(row) == caller.uid)
+
+    def _reserver_of(self, row: Attachment) -> int | None:
+        """The uid that reserved it; None if the history has been trimmed since: its owner and admins remain."""
+        first = self._journal.history(attachment_id=row.id, since=0, limit=1)
+        began = bool(first) and first[0]["call"] == Call.RESERVE.value and first[0]["before"] is None
+        return int(first[0]["uid"]) if began else None
