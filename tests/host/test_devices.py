@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.support import MIB, make_file, new_volume
+from tests.support import MIB, PATIENCE, in_thread, make_file, new_volume
 from volattachd.errors import AlreadyExists, InvalidInput
-from volattachd.host.devices import check_unused, inspect_device, verify_device
+from volattachd.host.devices import check_unused, inspect_device, take_device, verify_device
 from volattachd.model import Volume
 
 
@@ -219,6 +221,130 @@ def test_a_program_that_is_running_is_refused(tmp_path: Path) -> None:
                 check_unused(path, False, [])
         finally:
             running.kill()
+
+
+def test_a_file_that_another_process_has_open_for_writing_is_refused(tmp_path: Path) -> None:
+    """The kernel's target and tgtd lock nothing."""
+    path = make_file(tmp_path / "a")
+    with open(path, "rb"):
+        check_unused(path, False, [])
+    with open(path, "r+b"), pytest.raises(InvalidInput, match="has it open for writing"):
+        check_unused(path, False, [])
+    check_unused(path, False, [])
+
+
+# The daemon's own files.
+
+
+def own_names(tmp_path: Path) -> Iterator[Path]:
+    """Every way to the daemon's files that is no symbolic link."""
+    state = tmp_path / "state"
+    yield state / "journal.db"
+    yield state / "pr" / "reservations"
+    yield tmp_path / "another-name"
+
+
+def test_the_daemons_own_files_are_refused_under_every_name_and_keep_their_locks(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "pr").mkdir(parents=True)
+    journal = make_file(state / "journal.db")
+    make_file(state / "pr" / "reservations")
+    os.link(journal, tmp_path / "another-name")
+    with open(journal, "r+b") as held:
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        for path in own_names(tmp_path):
+            with pytest.raises(InvalidInput, match="belongs to volattachd itself"):
+                take_device(str(path), False, [], state)
+        assert not is_lockable(journal), "closing any descriptor of it would have ended the lock"
+    beside = make_file(tmp_path / "beside")
+    assert take_device(beside, False, [], state).kind == "file"
+
+
+def is_lockable(path: str) -> bool:
+    """Whether another process gets a lock on the file."""
+    program = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    return subprocess.run([sys.executable, "-c", program, path], capture_output=True, check=False).returncode == 0
+
+
+# Directories of many users, and exchanges.
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_somebody_elses_file_in_a_directory_of_many_users_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    path = make_file(tmp_path / "d" / "a")
+    (tmp_path / "d").chmod(0o1777)
+    inspect_device(path)
+    os.chown(path, 65534, -1)
+    with pytest.raises(InvalidInput, match="belongs to uid 65534, who can exchange it"):
+        inspect_device(path)
+    (tmp_path / "d").chmod(0o755)
+    inspect_device(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link away")
+def test_somebody_elses_link_under_dev_is_not_followed() -> None:
+    link, real = (Path("/dev/shm") / f"volattachd-test-{os.getpid()}{end}" for end in ("", "-real"))
+    make_file(real)
+    link.symlink_to(real)
+    try:
+        assert inspect_device(str(link)).kind == "file"
+        os.chown(link, 65534, -1, follow_symlinks=False)
+        with pytest.raises(InvalidInput, match="belongs to uid 65534, who can exchange it"):
+            inspect_device(str(link))
+    finally:
+        link.unlink()
+        real.unlink()
+
+
+@contextlib.contextmanager
+def flipping(*names: Path) -> Iterator[None]:
+    """A thread that renames other things to the first name, again and again."""
+    over = threading.Event()
+    wanted, *spares = names
+
+    def flip() -> None:
+        while not over.is_set():
+            for spare in spares:
+                os.link(spare, f"{spare}.next")
+                os.rename(f"{spare}.next", wanted)
+                Path(f"{spare}.next").unlink(missing_ok=True)  # rename leaves it where both are one file already
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(PATIENCE)
+
+
+def test_a_fifo_that_comes_and_goes_under_the_name_holds_nobody_up_and_is_never_taken(tmp_path: Path) -> None:
+    make_file(tmp_path / "file")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "name").hardlink_to(tmp_path / "file")
+    seen = set()
+    with flipping(tmp_path / "name", tmp_path / "fifo", tmp_path / "file"):
+        for _ in range(500):
+            try:
+                seen.add(in_thread(lambda: inspect_device(str(tmp_path / "name")))().kind)
+            except InvalidInput:
+                seen.add("refused")
+    assert seen <= {"file", "refused"}
+
+
+def test_what_is_described_is_one_object_however_often_the_name_changes(tmp_path: Path) -> None:
+    """Size and identity are those of one file: never the size of one and the inode of the other."""
+    files = [Path(make_file(tmp_path / str(size), size)) for size in (MIB, 2 * MIB)]
+    kinds = {(str(path.stat().st_ino), path.stat().st_size) for path in files}
+    (tmp_path / "name").hardlink_to(files[0])
+    seen = set()
+    with flipping(tmp_path / "name", *files):
+        for _ in range(500):
+            with contextlib.suppress(InvalidInput):
+                device = take_device(str(tmp_path / "name"), False, [], None)
+                seen.add((device.identity["inode"], device.size))
+    assert seen <= kinds
 
 
 # Still the same?

@@ -40,6 +40,7 @@ from typing import ClassVar
 
 from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver
 from volattachd.drivers.configfs.tree import ConfigFs, Look
+from volattachd.drivers.listeners import why_refused
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Export, Grant, Mode, Volume
 
@@ -402,8 +403,11 @@ class LioDriver(TargetDriver):
                 with self._portal_lock:
                     return self.fs.make_dir(path)
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EADDRINUSE) or time.monotonic() > deadline:
+                if error.errno not in (errno.EINVAL, errno.EADDRINUSE):
                     raise
+                if time.monotonic() > deadline:
+                    portal = path.rpartition("/")[2]
+                    raise DriverError(f"cannot listen on {portal}: {why_refused(portal)}") from error
             time.sleep(0.05)
 
     # What is.

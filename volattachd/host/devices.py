@@ -3,10 +3,18 @@
 Rules:
 
 1. A path is followed through symbolic links only under /dev, which udev and root keep. Anywhere else a link, or
-   a directory that others can write to, would let them exchange the file behind our back.
-2. What is in use is refused: the kernel's own claim (O_EXCL on a block device) tells of mounts, of holders like
-   LVM and MD, and of other targets; locks tell of a file that QEMU has open.
-3. The name of a device is not its identity. What the medium itself says (dm uuid, WWID, partition UUID, inode and
+   a directory that others can write to, would let them exchange the file behind our back. In a directory where
+   everybody may make files (a sticky one) what belongs to somebody else is refused. So nobody but root, or the daemon's
+   own user, can change where a path that passed leads.
+2. An object is opened once, with O_PATH, which waits for nothing and does nothing, and then looked at. Whatever else is
+   needed of it is opened through that descriptor and not by its name: what was checked is what is used.
+3. What is in use is refused. The kernel's own claim (O_EXCL on a block device) shows mounts, holders like LVM and MD,
+   and other targets. A loop device makes no claim on what lies below it, so each of them is asked what that is, and
+   so is each mount and each swap area: what lies anywhere below one of these is in use. Locks and leases show a
+   file that a process, or the kernel, has open for writing.
+4. The daemon's own files are refused by their inodes, before they are opened: closing a descriptor of the journal's
+   file would end SQLite's locks on it.
+5. The name of a device is not its identity. What the medium itself says (dm uuid, WWID, partition UUID, inode and
    generation) is recorded when the volume is registered, and compared before each export.
 """
 
@@ -16,9 +24,14 @@ import array
 import errno
 import fcntl
 import os
+import re
+import signal
 import stat
+import struct
 from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from volattachd.errors import AlreadyExists, InvalidInput
@@ -27,6 +40,10 @@ from volattachd.model import Condition, Device, Volume, now
 #: _IOR('v', 1, long) and _IOR(0x12, 114, size_t): linux/fs.h
 _FS_IOC_GETVERSION = 0x80087601
 _BLKGETSIZE64 = 0x80081272
+#: linux/loop.h: the first members of struct loop_info64 (device, inode, device of a device), and what comes after them
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO64 = struct.Struct("@QQQ")
+_LOOP_NAMES = 232 - _LOOP_INFO64.size
 _SECTOR = 512
 
 _USE_A_DEVICE = "give the path of a block device or of a regular file"
@@ -40,20 +57,57 @@ class Place:
     number: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What a path leads to, held by a descriptor that was opened with O_PATH; ``found`` is what fstat says of it."""
+
+    path: str
+    fd: int
+    found: os.stat_result
+
+    @property
+    def itself(self) -> str:
+        """A name for the object that no rename and no link changes."""
+        return f"/proc/self/fd/{self.fd}"
+
+    @property
+    def place(self) -> Place:
+        """Which device or file it is."""
+        return _place(self.found)
+
+
+@contextmanager
+def open_device(path: str, own: Path | None = None) -> Iterator[Opened]:
+    """The block device or file that a path leads to, for the length of a ``with``.
+
+    ``own`` is the daemon's own directory, whose files are refused. Raises InvalidInput, saying why, where the path
+    leads nowhere, or somewhere that could not be a volume.
+    """
+    fd, found = _open_path(path, own)
+    try:
+        yield Opened(path, fd, found)
+    finally:
+        os.close(fd)
+
+
 def inspect_device(path: str) -> Device:
     """What the path leads to now.
 
     Raises InvalidInput, saying why, where it is missing or could not be a volume.
     """
-    resolved, found = _resolve(path)
-    try:
-        if stat.S_ISBLK(found.st_mode):
-            return _inspect_block(resolved, found.st_rdev)
-        if stat.S_ISREG(found.st_mode):
-            return _inspect_file(resolved, found)
-    except OSError as error:  # it cannot be read, or goes away while it is looked at
-        raise InvalidInput(f"cannot use {path}: {error.strerror}", _USE_A_DEVICE) from error
-    raise InvalidInput(f"cannot use {path}: it is neither a block device nor a regular file", _USE_A_DEVICE)
+    with open_device(path) as opened:
+        return _describe(opened)
+
+
+def take_device(path: str, read_only: bool, others: Iterable[Volume], own: Path | None = None) -> Device:
+    """What a path leads to, for a new volume: one look at one object, which nothing else uses.
+
+    Raises as ``inspect_device`` and ``check_unused`` do.
+    """
+    with open_device(path, own) as opened:
+        device = _describe(opened)
+        _check_unused(opened, read_only, others)
+        return device
 
 
 def check_unused(path: str, read_only: bool, others: Iterable[Volume]) -> None:
@@ -61,16 +115,33 @@ def check_unused(path: str, read_only: bool, others: Iterable[Volume]) -> None:
 
     InvalidInput for what the host does with it; AlreadyExists for a volume that is, contains or lies on it.
     """
-    own = _place_of(path)
+    with open_device(path) as opened:
+        _check_unused(opened, read_only, others)
+
+
+def _describe(opened: Opened) -> Device:
+    try:
+        if stat.S_ISBLK(opened.found.st_mode):
+            return _inspect_block(opened)
+        return _inspect_file(opened)
+    except OSError as error:  # it cannot be read, or goes away while it is looked at
+        raise InvalidInput(f"cannot use {opened.path}: {error.strerror}", _USE_A_DEVICE) from error
+
+
+def _check_unused(opened: Opened, read_only: bool, others: Iterable[Volume]) -> None:
+    own, path = opened.place, opened.path
     below = set(_closure(own))
     for other in others:
         theirs = _place_or_none(other.path)
         if theirs is not None and (theirs in below or own in set(_closure(theirs))):
             raise AlreadyExists(f"cannot use {path}: it shares a device with volume {other.id!r} ({other.path})")
+    for user, correction, place in _users():
+        if own in set(_closure(place)):
+            raise InvalidInput(f"cannot use {path}: {user}", correction)
     if own.kind == "block":
-        _check_block_free(path, own)
+        _check_block_free(opened)
     else:
-        _check_file_free(path, own, read_only)
+        _check_file_free(opened, read_only)
 
 
 @dataclass(frozen=True)
@@ -122,24 +193,69 @@ def concerns(volume: Volume, names: Container[str], number: int) -> bool:
 # Following the path.
 
 
-def _resolve(path: str) -> tuple[str, os.stat_result]:
-    """Where the path leads, and what is there."""
+def _open_path(path: str, own: Path | None) -> tuple[int, os.stat_result]:
+    """A descriptor (O_PATH) of what the path leads to, and what that is: a block device or a regular file."""
+    resolved, way = _resolve(path)
+    _check_directories(path, way)
+    found = way[resolved]
+    if own is not None:
+        _check_not_own(path, own, way)
+    if not (stat.S_ISBLK(found.st_mode) or stat.S_ISREG(found.st_mode)):
+        raise InvalidInput(f"cannot use {path}: it is neither a block device nor a regular file", _USE_A_DEVICE)
+    try:
+        fd = os.open(resolved, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidInput(f"cannot use {path}: {error.strerror}", _USE_A_DEVICE) from error
+    opened = os.fstat(fd)
+    if (opened.st_dev, opened.st_ino, opened.st_rdev) != (found.st_dev, found.st_ino, found.st_rdev):
+        os.close(fd)
+        raise InvalidInput(f"cannot use {path}: it was exchanged while it was looked at", _USE_A_DEVICE)
+    return fd, opened
+
+
+def _resolve(path: str) -> tuple[str, Mapping[str, os.stat_result]]:
+    """Where the path leads, and every directory on the way there with what is at its end."""
     try:
         way = _way(path)
         if way is not None:
-            _check_directories(path, way)
-            return path, way[path]
+            return path, way
         resolved = os.path.realpath(path, strict=True)
-        found = os.stat(resolved)
+        is_in_dev = path.startswith("/dev/") and resolved.startswith("/dev/") and os.path.normpath(path) == path
+        way = _way(resolved) if is_in_dev else None
+        if way is not None:
+            return resolved, {**_links(path), **way}
     except OSError as error:
         why = "a loop of symbolic links" if error.errno == errno.ELOOP else error.strerror
         raise InvalidInput(f"cannot use {path}: {why}", _USE_A_DEVICE) from error
-    if not (path.startswith("/dev/") and resolved.startswith("/dev/") and os.path.normpath(path) == path):
-        raise InvalidInput(
-            f"cannot use {path}: it leads through a symbolic link or '..' to {resolved}",
-            f"give {resolved} itself (links are followed under /dev only)",
-        )
-    return resolved, found
+    raise InvalidInput(
+        f"cannot use {path}: it leads through a symbolic link or '..' to {resolved}",
+        f"give {resolved} itself (links are followed under /dev only)",
+    )
+
+
+def _links(path: str) -> dict[str, os.stat_result]:
+    """What stands on the way under /dev, each link as itself, and each directory in which one stands."""
+    parts = path.split("/")
+    return {place: os.lstat(place) for place in ("/".join(parts[:end]) for end in range(2, len(parts) + 1))}
+
+
+def _check_not_own(path: str, own: Path, way: Mapping[str, os.stat_result]) -> None:
+    """By inode: whatever a file is called, and however many names it has."""
+    refused = InvalidInput(f"cannot use {path}: it belongs to volattachd itself", "keep volumes out of its state_dir")
+    kept = {_inode(os.stat(own)), *(_inode(entry) for entry in _files_below(own))}
+    if any(_inode(found) in kept for found in way.values()):
+        raise refused
+
+
+def _files_below(directory: Path) -> Iterator[os.stat_result]:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                yield os.lstat(os.path.join(folder, name))
+
+
+def _inode(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _way(path: str) -> dict[str, os.stat_result] | None:
@@ -160,31 +276,36 @@ def _way(path: str) -> dict[str, os.stat_result] | None:
 
 def _check_directories(path: str, way: Mapping[str, os.stat_result]) -> None:
     """No directory on the way may be one in which somebody else could exchange the next name."""
-    own = os.geteuid()
+    ours = (0, os.geteuid())
     for directory, found in way.items():
-        sticky = found.st_mode & stat.S_ISVTX
-        if directory != path and (found.st_uid not in (0, own) or (found.st_mode & 0o022 and not sticky)):
+        if not stat.S_ISDIR(found.st_mode):
+            continue
+        shared = found.st_mode & 0o022
+        if found.st_uid not in ours or (shared and not found.st_mode & stat.S_ISVTX):
             raise InvalidInput(
                 f"cannot use {path}: other users can exchange it, because they can write to {directory}",
                 f"make {directory} writable by root only",
             )
+        for name, entry in way.items():
+            if shared and os.path.dirname(name) == directory and name != directory and entry.st_uid not in ours:
+                raise InvalidInput(
+                    f"cannot use {path}: {name} belongs to uid {entry.st_uid}, who can exchange it in {directory}",
+                    "move it to a directory that only root can write to",
+                )
 
 
 # Identity.
 
 
-def _inspect_block(path: str, number: int) -> Device:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise InvalidInput(f"cannot use {path}: {error.strerror}", _USE_A_DEVICE) from error
+def _inspect_block(opened: Opened) -> Device:
+    fd = os.open(opened.itself, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         buffer = array.array("Q", [0])
         fcntl.ioctl(fd, _BLKGETSIZE64, buffer)
     finally:
         os.close(fd)
-    size = _checked_size(path, buffer[0])
-    device = _udev_device(number)
+    size = _checked_size(opened.path, buffer[0])
+    device = _udev_device(opened.found.st_rdev)
     return Device("block", size, _block_identity(device), _discards(device))
 
 
@@ -213,20 +334,25 @@ def _block_identity(device: Any) -> dict[str, str]:
 def _backing_identity(path: str) -> dict[str, str]:
     """The identity of a loop device's file; its path alone where the file was deleted."""
     try:
-        found = os.stat(path)
-        return {"file": path, **_file_identity(path, found)}
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return {"file": path}
+    try:
+        found = os.fstat(fd)
+        identity = _file_identity(Opened(path, fd, found)) if stat.S_ISREG(found.st_mode) else {}
+        return {"file": path, "inode": str(found.st_ino), **identity}
+    finally:
+        os.close(fd)
 
 
-def _inspect_file(path: str, found: os.stat_result) -> Device:
-    size = _checked_size(path, found.st_size)
-    return Device("file", size, _file_identity(path, found), discard=True)
+def _inspect_file(opened: Opened) -> Device:
+    size = _checked_size(opened.path, opened.found.st_size)
+    return Device("file", size, _file_identity(opened), discard=True)
 
 
-def _file_identity(path: str, found: os.stat_result) -> dict[str, str]:
-    identity = {"inode": str(found.st_ino)}
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _file_identity(opened: Opened) -> dict[str, str]:
+    identity = {"inode": str(opened.found.st_ino)}
+    fd = os.open(opened.itself, os.O_RDONLY | os.O_CLOEXEC)
     try:
         buffer = array.array("l", [0])
         fcntl.ioctl(fd, _FS_IOC_GETVERSION, buffer)
@@ -271,10 +397,17 @@ def _discards(device: Any) -> bool:
 
 
 def _place_of(path: str) -> Place:
-    found = os.stat(path)
+    return _place(os.stat(path))
+
+
+def _place(found: os.stat_result) -> Place:
     if stat.S_ISBLK(found.st_mode):
-        return Place("block", (os.major(found.st_rdev), os.minor(found.st_rdev)))
-    return Place("file", (found.st_dev, found.st_ino))
+        return _block(found.st_rdev)
+    return Place("file", _inode(found))
+
+
+def _block(number: int) -> Place:
+    return Place("block", (os.major(number), os.minor(number)))
 
 
 def _place_or_none(path: str) -> Place | None:
@@ -298,24 +431,70 @@ def _closure(place: Place) -> Iterator[Place]:
 
 def _below(place: Place) -> list[Place]:
     if place.kind == "file":
-        device = place.number[0]
-        return [Place("block", (os.major(device), os.minor(device)))]
+        return [_block(place.number[0]), *_sources_of(place.number[0])]
     base = f"/sys/dev/block/{place.number[0]}:{place.number[1]}"
     lower = [os.path.join(base, "slaves", name, "dev") for name in _list_or_empty(f"{base}/slaves")]
     if os.path.exists(f"{base}/partition"):
         lower.append(f"{base}/../dev")
     places = [Place("block", tuple(int(n) for n in text.split(":"))) for text in map(_read_or_empty, lower) if text]
-    backing = _place_or_none(_read_or_empty(f"{base}/loop/backing_file") or "/nonexistent")
+    backing = _backing_of(base) if os.path.exists(f"{base}/loop") else None
     return places + ([backing] if backing else [])
 
 
-def _check_block_free(path: str, place: Place) -> None:
-    number = f"{place.number[0]}:{place.number[1]}"
-    mounts = [mount for device, mount in _mounts() if device == number]
-    if mounts:
-        raise InvalidInput(f"cannot use {path}: it is mounted on {mounts[0]}", f"umount {mounts[0]}")
+def _backing_of(base: str) -> Place | None:
+    """What a loop device is set up on. The device itself says so by inode, the name in sysfs may lead elsewhere."""
+    name = os.path.basename(os.path.realpath(base))
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return _place_or_none(_read_or_empty(f"{base}/loop/backing_file") or "/nonexistent")
+    try:
+        status = bytearray(_LOOP_INFO64.size + _LOOP_NAMES)
+        fcntl.ioctl(fd, _LOOP_GET_STATUS64, status)
+    except OSError:  # it is not set up
+        return None
+    finally:
+        os.close(fd)
+    device, inode, number = _LOOP_INFO64.unpack_from(status)
+    backing = _place_or_none(_read_or_empty(f"{base}/loop/backing_file") or "/nonexistent")
+    if backing is not None and backing.kind == "block":
+        return _block(number)
+    return Place("file", (device, inode))
+
+
+def _sources_of(device: int) -> list[Place]:
+    """The block devices of a file system whose number is none of a device (btrfs)."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    if os.major(device) != 0:
+        return []
+    places = [_place_or_none(mount.source) for mount in _mounts() if mount.number == number]
+    return [place for place in places if place is not None and place.kind == "block"]
+
+
+def _users() -> Iterator[tuple[str, str, Place]]:
+    """What the host uses: why that is so, what ends it, and where it is. What lies below is in use too."""
+    for mount in _mounts():
+        place = _place_or_none(mount.source) if mount.source.startswith("/") else None
+        where = f"it is mounted on {mount.point}, or lies below what is"
+        if place is not None and place.kind == "block":
+            yield where, f"umount {mount.point}", place
+        major, minor = (int(part) for part in mount.number.split(":"))
+        if major:
+            yield where, f"umount {mount.point}", Place("block", (major, minor))
+    for swap in _swaps():
+        place = _place_or_none(swap)
+        if place is not None:
+            yield f"it is used as swap, or lies below the swap area {swap}", f"swapoff {swap}", place
+    for name in _list_or_empty("/sys/block"):
+        backing = _backing_of(f"/sys/block/{name}") if name.startswith("loop") else None
+        if backing is not None and _read_or_empty(f"/sys/block/{name}/loop/backing_file"):
+            yield f"/dev/{name} is set up on it, or on what lies above it", f"losetup -d /dev/{name}", backing
+
+
+def _check_block_free(opened: Opened) -> None:
+    path, number = opened.path, ":".join(map(str, opened.place.number))
+    try:
+        os.close(os.open(opened.itself, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         holders = _list_or_empty(f"/sys/dev/block/{number}/holders")
         by = f" by {', '.join(holders)}" if holders else " (a mounted partition, swap, LVM, MD or another target)"
@@ -323,16 +502,10 @@ def _check_block_free(path: str, place: Place) -> None:
         raise InvalidInput(f"cannot use {path}: {why}", "release it first; lsblk and fuser tell who has it") from error
 
 
-def _check_file_free(path: str, place: Place, read_only: bool) -> None:
-    for name in os.listdir("/sys/block"):
-        if name.startswith("loop"):
-            backing = _read_or_empty(f"/sys/block/{name}/loop/backing_file")
-            if backing and _place_or_none(backing) == place:
-                raise InvalidInput(f"cannot use {path}: /dev/{name} is set up on it", f"losetup -d /dev/{name}")
-    if any(line.split(" ")[0] == path for line in _read_or_empty("/proc/swaps").splitlines()):
-        raise InvalidInput(f"cannot use {path}: it is used as swap", f"swapoff {path}")
+def _check_file_free(opened: Opened, read_only: bool) -> None:
+    path = opened.path
     try:
-        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(opened.itself, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidInput(f"cannot use {path}: {error.strerror}", _USE_A_DEVICE) from error
     try:
@@ -341,13 +514,53 @@ def _check_file_free(path: str, place: Place, read_only: bool) -> None:
         raise InvalidInput(f"cannot use {path}: another process holds a lock on it", f"see: fuser -v {path}") from error
     finally:
         os.close(fd)
+    if not read_only and _is_written(opened):
+        raise InvalidInput(
+            f"cannot use {path}: a process or the kernel has it open for writing",
+            f"see: fuser -v {path}, and targetcli ls /backstores",
+        )
 
 
-def _mounts() -> Iterator[tuple[str, str]]:
-    """(device number, mount point) of every mount of this mount namespace."""
-    for line in _read_or_empty("/proc/self/mountinfo").splitlines():
-        words = line.split(" ")
-        yield words[2], words[4]
+def _is_written(opened: Opened) -> bool:
+    """Whether somebody has the file open for writing: the kernel then gives no read lease on it (fcntl(2)).
+
+    False also where the filesystem, or the file's owner, allows no lease. If somebody opens the file in the moment in
+    which we have the lease, the kernel sends a signal: one that is ignored.
+    """
+    fd = os.open(opened.itself, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(fd)
+    return False
+
+
+@dataclass(frozen=True)
+class _Mount:
+    """A mount of this mount namespace: the number of its device, where it is, and what was mounted."""
+
+    number: str
+    point: str
+    source: str
+
+
+def _mounts() -> list[_Mount]:
+    lines = [line.partition(" - ") for line in _read_or_empty("/proc/self/mountinfo").splitlines()]
+    rows = [(head.split(" "), tail.split(" ")) for head, _, tail in lines]
+    return [_Mount(head[2], _unescaped(head[4]), _unescaped(tail[1])) for head, tail in rows]
+
+
+def _swaps() -> list[str]:
+    return [_unescaped(line.split(" ")[0]) for line in _read_or_empty("/proc/swaps").splitlines()[1:]]
+
+
+def _unescaped(name: str) -> str:
+    """A name as the kernel writes it in its tables, with white space in octal."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
 
 
 def _read_or_empty(path: str) -> str:

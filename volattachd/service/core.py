@@ -37,7 +37,7 @@ from volattachd.errors import (
     PermissionDenied,
     SessionActive,
 )
-from volattachd.host.devices import check_unused, examine_device, inspect_device, verify_device
+from volattachd.host.devices import examine_device, take_device, verify_device
 from volattachd.host.portals import reachable_portals, resolve_portals
 from volattachd.host.users import find_uid, has_user
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
@@ -107,6 +107,7 @@ class Service:
         self._turns = Turns()
         self._workers = Workers()
         self._conditions = Conditions()
+        self._own_directory = config.state_dir
         self._converger = Converger(driver, verify_device)
         self._repairer = Repairer(journal, self._converger, self._conditions, examine_device)
         self.upkeep = Upkeep(
@@ -346,8 +347,7 @@ class Service:
                 if (found.path, found.multiattach, found.read_only) == (path, multiattach, read_only):
                     return self._view(found)
                 raise AlreadyExists(f"volume {volume!r} is registered already, for {found.path}", "use another name")
-            device = inspect_device(path)
-            check_unused(path, read_only, list(self.journal.volumes.values()))
+            device = take_device(path, read_only, list(self.journal.volumes.values()), self._own_directory)
             serial = self._new_serial()
             target_name = f"{self.driver.iqn_prefix}:{volume}.{serial[:8]}"
             row = Volume(volume, path, device, multiattach, read_only, target_name, serial, now())

@@ -63,9 +63,9 @@ def check_released(volume: Volume) -> None:
     try:
         check_unused(volume.path, volume.read_only, ())
     except InvalidInput as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return
         raise SessionActive(
             f"cannot terminate_connection volume {volume.id!r}: {error.message}",
             "release the device first; an admin may use force",
         ) from error
-    except FileNotFoundError:
-        return

@@ -623,10 +623,17 @@ def test_a_busy_portal_is_told_and_tgtd_does_not_listen_elsewhere(directory: Pat
         taken.listen()
         portal = Portal(ip_address("127.0.0.1"), taken.getsockname()[1])
         driver = TgtDriver(IQN_PREFIX, [portal], str(directory / "run" / "tgt"))
-        with pytest.raises(DriverError, match=str(portal.port)):
+        with pytest.raises(DriverError, match=rf"{portal}.*in use by process {os.getpid()} "):
             driver.start()
     with contextlib.closing(TgtCase(directory, [portal])) as case:
         assert tgtadm.parse_portals(case.ask(Request(Mode.PORTAL, Op.SHOW))) == [str(portal)]
+
+
+def test_an_address_that_is_not_of_this_host_is_told_apart_from_a_port_in_use(case: TgtCase) -> None:
+    elsewhere = Portal(ip_address("192.0.2.1"), free_port())
+    case.portals = [*case.portals, elsewhere]
+    with pytest.raises(DriverError, match=f"cannot listen on {elsewhere}.*the port is free"):
+        case.restart()
 
 
 # A session that does not end

@@ -51,6 +51,86 @@ def test_swap_is_refused(program: Program, loop: str) -> None:
         run("swapoff", loop)
 
 
+@pytest.fixture
+def looped(loop: str) -> Iterator[str]:
+    """A loop device over the device: the kernel shows no holder of it."""
+    upper = run("losetup", "--find", "--show", loop).stdout.strip()
+    assert list(Path("/sys/block", Path(loop).name, "holders").iterdir()) == []
+    yield upper
+    run("losetup", "-d", upper)
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_device_under_a_loop_device_is_refused(
+    program: Program, loop: str, looped: str, base: Path, mounted: bool
+) -> None:
+    mount = base / "mount-looped"
+    mount.mkdir()
+    if mounted:
+        run("mkfs.ext4", "-q", looped)
+        run("mount", looped, str(mount))
+    try:
+        kind, words = refusal(program, loop)
+        assert (kind, looped in words or str(mount) in words) == ("InvalidInput", True)
+    finally:
+        run("umount", str(mount), check=False)
+        mount.rmdir()
+
+
+def test_a_device_under_device_mapper_on_a_loop_device_is_refused(program: Program, loop: str, looped: str) -> None:
+    run("dmsetup", "create", "tower", "--table", f"0 32768 linear {looped} 0")
+    try:
+        assert refusal(program, loop)[0] == "InvalidInput"
+        assert refusal(program, looped)[0] == "InvalidInput"
+    finally:
+        run("dmsetup", "remove", "tower")
+
+
+def test_a_file_is_refused_while_it_is_swap_or_below_a_loop_device_whatever_it_is_called(
+    program: Program, base: Path
+) -> None:
+    image, name = base / "used image", base / "another-name"
+    image.write_bytes(bytes(16 << 20))
+    image.chmod(0o600)
+    name.hardlink_to(image)
+    run("mkswap", str(image))
+    run("swapon", str(image))
+    try:
+        assert refusal(program, str(name))[0] == "InvalidInput"
+    finally:
+        run("swapoff", str(image))
+    upper = run("losetup", "--find", "--show", str(image)).stdout.strip()
+    try:
+        kind, words = refusal(program, str(name))
+        assert (kind, upper in words) == ("InvalidInput", True)
+    finally:
+        run("losetup", "-d", upper)
+        image.unlink()
+        name.unlink()
+
+
+def test_a_file_that_another_target_holds_is_refused(program: Program, base: Path) -> None:
+    image = base / "foreign.img"
+    image.write_bytes(bytes(1 << 20))
+    store = TARGET / "core/fileio_0/foreign"
+    store.mkdir(parents=True)
+    (store / "control").write_text(f"fd_dev_name={image},fd_dev_size={1 << 20}")
+    (store / "enable").write_text("1")
+    try:
+        kind, words = refusal(program, str(image))
+        assert (kind, "open for writing" in words) == ("InvalidInput", True)
+    finally:
+        store.rmdir()
+        store.parent.rmdir()
+        image.unlink()
+
+
+def test_the_daemons_own_journal_is_refused(program: Program) -> None:
+    journal = program.state_dir / "journal.db"
+    kind, words = refusal(program, str(journal))
+    assert (kind, "volattachd itself" in words) == ("InvalidInput", True)
+
+
 def test_a_device_under_device_mapper_is_refused_and_the_mapping_is_not(program: Program, loop: str) -> None:
     run("dmsetup", "create", "linear", "--table", f"0 32768 linear {loop} 0")
     try:

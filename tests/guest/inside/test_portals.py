@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,24 @@ def test_each_portal_that_is_given_can_be_reached(
         assert host1.login({"data": data}, portal=portal), portal
         assert host1.disk({"data": data})
         host1.logout({"data": data}, portal=portal)
+
+
+def test_a_port_that_another_process_has_is_told_with_that_process(
+    program: Program, host1: Initiator, volume: str
+) -> None:
+    """The portals are made with the first export: until then the port is free."""
+    program.call("reserve_volume", volume=volume)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("192.0.2.10", 3261))
+        taken.listen()
+        error = program.refused("initialize_connection", volume=volume, connector=connector(host1.name))
+    assert error.kind == "DriverError"
+    name = Path("/proc/self/comm").read_text().strip()
+    words = f"cannot listen on 192.0.2.10:3261: the port is in use by process {os.getpid()} ({name})"
+    assert words in error.message
+    assert "Invalid argument" not in error.message
+    assert program.call("initialize_connection", volume=volume, connector=connector(host1.name))
 
 
 def test_multipath_lists_the_portals_even_where_there_is_one(program: Program, host1: Initiator, volume: str) -> None:

@@ -49,6 +49,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Final
 
 from volattachd.drivers.base import Capabilities, Difference, Portal, Session, Step, TargetDriver, TargetSilent
+from volattachd.drivers.listeners import is_taken, why_refused
 from volattachd.drivers.tgt import tgtadm
 from volattachd.drivers.tgt.tgtadm import Code, Lun, Mode, NotRunning, Op, Request, Target
 from volattachd.errors import DriverError, InvalidInput
@@ -232,7 +233,7 @@ class Tgtd:
                 self._run(self._command(portals), log, inherited)
             finally:
                 os.close(inherited)
-            self._await_answer(alive, log_size)
+            self._await_answer(alive, log_size, portals)
         finally:
             os.close(alive)
 
@@ -262,11 +263,13 @@ class Tgtd:
         except (OSError, subprocess.SubprocessError) as error:
             raise DriverError(f"cannot start tgtd: {error}") from error
 
-    def _await_answer(self, alive: int, log_size: int) -> None:
+    def _await_answer(self, alive: int, log_size: int, portals: Sequence[str]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not self.answers():
             if select.select([alive], [], [], 0.01)[0]:
-                raise DriverError(f"tgtd ended as soon as it was started; it said: {self._words_since(log_size)}")
+                said = f"tgtd ended as soon as it was started; it said: {self._words_since(log_size)}"
+                taken = [f"cannot listen on {portal}: {why_refused(portal)}" for portal in portals if is_taken(portal)]
+                raise DriverError("; ".join([said, *taken]))
             if time.monotonic() > deadline:
                 raise DriverError(f"tgtd does not answer on {self.socket} {START_SECONDS:g} s after its start")
 
@@ -356,8 +359,12 @@ class TgtDriver(TargetDriver):
         for portal in sorted(present - wanted):
             self._ask("remove portal", portal, Request(Mode.PORTAL, Op.DELETE), f"portal={portal}")
         for portal in sorted(wanted - present):
-            what = "listen (is the port in use, or the address not up?) on"
-            self._ask(what, portal, Request(Mode.PORTAL, Op.NEW), f"portal={portal}")
+            try:
+                self._ask("listen on", portal, Request(Mode.PORTAL, Op.NEW), f"portal={portal}")
+            except TargetSilent:
+                raise
+            except DriverError as error:
+                raise DriverError(f"{error.message}: {why_refused(portal)}") from error
 
     # What the daemon asks
 
