@@ -168,13 +168,22 @@ class Grant:
     secret: Secret
 
 
+def _accept(path: str) -> None:
+    """For who does not ask what a target has opened."""
+
+
 @dataclass(frozen=True)
 class Export:
-    """What the target should hold for one volume: nothing at all, or an export with exactly these grants."""
+    """What the target should hold for one volume: nothing at all, or an export with exactly these grants.
+
+    ``check_opened`` is given a path to what the target has opened (its own descriptor in /proc, say), and raises
+    DriverError unless that is the volume's device: a name may have led elsewhere when the target opened it.
+    """
 
     volume: Volume
     exported: bool
     grants: tuple[Grant, ...] = ()
+    check_opened: Callable[[str], None] = field(default=_accept, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -264,15 +264,16 @@ class LioDriver(TargetDriver):
         backstore = [Directory(names.hba), Directory(names.backstore)]
         steps = [self._step(node) for node in backstore if missing(node)]
         if missing(Value(f"{names.backstore}/enable", "1")):
-            steps += self._configuration(names, want.volume)
+            steps += self._configuration(names, want)
         elif self._device_info(names, want.volume).get("size", str(want.volume.size)) != str(want.volume.size):
             # A file that has grown. A block device's size is the kernel's own to follow.
             grow = f"fd_dev_size={want.volume.size}"
             steps.append(self._step(Value(f"{names.backstore}/control", grow, exact=False)))
         return steps + [self._step(node) for node in self.wanted(names, want) if missing(node)]
 
-    def _configuration(self, names: Names, volume: Volume) -> list[Step]:
+    def _configuration(self, names: Names, want: Export) -> list[Step]:
         """The steps to an enabled backstore. Its settings take effect at ``enable``: until then, all again."""
+        volume = want.volume
         settings = [
             Value(f"{names.backstore}/control", _control(volume), exact=False),
             Value(f"{names.backstore}/udev_path", volume.path),  # where rtslib and targetcli look
@@ -280,7 +281,7 @@ class LioDriver(TargetDriver):
             Value(f"{names.backstore}/enable", "1"),
         ]
         steps = [self._step(node) for node in settings]
-        verify = partial(self._verify_device, names, volume)
+        verify = partial(self._verify_or_close, names, want)
         return [*steps, _new_step("verify", names.backstore, verify)]
 
     def _surplus(self, names: Names, want: Export) -> tuple[list[Step], tuple[str, ...]]:
@@ -444,17 +445,31 @@ class LioDriver(TargetDriver):
         found = _BACKSTORE_INFO[volume.device.kind].search(self._read_or_empty(f"{names.backstore}/info"))
         return found.groupdict() if found else {}
 
-    def _verify_device(self, names: Names, volume: Volume) -> None:
+    def _verify_or_close(self, names: Names, want: Export) -> None:
+        """A backstore of another device goes at once: a plan takes one that is enabled for one that was checked."""
+        try:
+            self._verify_device(names, want)
+        except (DriverError, OSError):
+            self.fs.remove_dir(names.backstore)
+            raise
+
+    def _verify_device(self, names: Names, want: Export) -> None:
         """What the kernel opened is what the path leads to: ``control`` ignores what it does not understand."""
+        volume = want.volume
         info = self._device_info(names, volume)
         if self._serial(names) != volume.serial:
             raise DriverError(f"cannot export {volume.path}: LIO took {self._serial(names)!r} as its serial")
         if info.get("path") != volume.path:
             raise DriverError(f"cannot export {volume.path}: LIO opened {info.get('path')!r} instead")
-        if volume.device.kind == "block":
-            device = os.stat(volume.path).st_rdev
-            if (info["major"], info["minor"]) != (str(os.major(device)), str(os.minor(device))):
+        fd = os.open(volume.path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            device = os.fstat(fd).st_rdev
+            numbers = (str(os.major(device)), str(os.minor(device)))
+            if volume.device.kind == "block" and (info["major"], info["minor"]) != numbers:
                 raise DriverError(f"cannot export {volume.path}: LIO opened device {info['major']}:{info['minor']}")
+            want.check_opened(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
 
     def _names_from_target(self, target_name: str) -> Names | None:
         """The objects of a target of ours that no volume accounts for."""

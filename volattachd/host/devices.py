@@ -163,6 +163,26 @@ def examine_device(volume: Volume) -> Finding:
         actual = inspect_device(volume.path)
     except InvalidInput as error:
         return Finding(Condition("DeviceMissing", error.message, now()))
+    return _compare(volume, actual)
+
+
+def verify_opened(volume: Volume, path: str) -> Condition | None:
+    """The same of an object that somebody has open, by a path that leads to that object itself (in /proc)."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        return Condition("DeviceMissing", f"cannot look at what is open as {path}: {error.strerror}", now())
+    try:
+        actual = _describe(Opened(volume.path, fd, os.fstat(fd)))
+    except InvalidInput as error:
+        return Condition("DeviceMissing", error.message, now())
+    finally:
+        os.close(fd)
+    return _compare(volume, actual).condition
+
+
+def _compare(volume: Volume, actual: Device) -> Finding:
+    """What was registered, and what is there."""
     recorded = volume.device.identity
     unknown = [key for key in recorded if key not in actual.identity]
     if unknown and actual.kind == volume.device.kind:

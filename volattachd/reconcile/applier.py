@@ -8,7 +8,8 @@ Laws:
 
 1. It reads before it writes, and a healthy volume sees no write at all: live sessions notice nothing.
 2. What it wrote is read again, and what the target did not keep is an error, not a hope.
-3. A device that is missing, or is another one than was registered, is never exported. What the target has
+3. A device that is missing, or is another one than was registered, is never exported: its path is checked before, and
+   what the target has opened once it has, since a path may lead elsewhere in between. What the target has
    open already was checked when it was opened and stays: renaming a device cuts nobody off.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from volattachd.drivers.base import Session, Step, TargetDriver
 from volattachd.errors import DriverError, VolattachError
@@ -24,6 +26,7 @@ from volattachd.model import Attachment, Condition, Export, Grant, Volume
 from volattachd.telemetry import messages
 
 Verify = Callable[[Volume], "Condition | None"]
+VerifyOpened = Callable[[Volume, str], "Condition | None"]
 Plan = Callable[[TargetDriver, Export], list[Step]]
 
 
@@ -70,9 +73,11 @@ class _DriverBoundary:
 class Converger:
     """Makes targets equal to what they should be. Calls for one volume must not overlap."""
 
-    def __init__(self, driver: TargetDriver, verify: Verify) -> None:
+    def __init__(self, driver: TargetDriver, verify: Verify, verify_opened: VerifyOpened | None = None) -> None:
+        """``verify`` says what is wrong with a volume's path, ``verify_opened`` with what the target has opened."""
         self.driver = driver
         self._verify = verify
+        self._verify_opened = verify_opened or (lambda volume, path: None)
         self._boundary = _DriverBoundary(driver)
         #: The step that each volume is at now, for whoever asks what it waits for.
         self.current: dict[str, str] = {}
@@ -101,6 +106,7 @@ class Converger:
         with self._boundary:
             driver = self.driver.looking()
             possible, condition = _possible(driver, want, verify)
+            possible = replace(possible, check_opened=partial(self._check_opened, want.volume))
             steps = plan(driver, possible)
             self._run(want.volume.id, steps)
             left = plan(driver, possible) if steps and not driver.checks_steps else []
@@ -110,6 +116,11 @@ class Converger:
             assert condition is not None
             raise DeviceUnusable(want.volume, condition)
         return steps, condition
+
+    def _check_opened(self, volume: Volume, path: str) -> None:
+        condition = self._verify_opened(volume, path)
+        if condition is not None:
+            raise DeviceUnusable(volume, condition)
 
     def list_exports(self) -> list[str]:
         """The targets under our prefix, whether or not a volume accounts for them."""

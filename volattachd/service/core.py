@@ -37,7 +37,7 @@ from volattachd.errors import (
     PermissionDenied,
     SessionActive,
 )
-from volattachd.host.devices import examine_device, take_device, verify_device
+from volattachd.host.devices import examine_device, take_device, verify_device, verify_opened
 from volattachd.host.portals import reachable_portals, resolve_portals
 from volattachd.host.users import find_uid, has_user
 from volattachd.lifecycle import EXPORTED, GRANTED, Call, next_state
@@ -108,7 +108,7 @@ class Service:
         self._workers = Workers()
         self._conditions = Conditions()
         self._own_directory = config.state_dir
-        self._converger = Converger(driver, verify_device)
+        self._converger = Converger(driver, verify_device, verify_opened)
         self._repairer = Repairer(journal, self._converger, self._conditions, examine_device)
         self.upkeep = Upkeep(
             journal,

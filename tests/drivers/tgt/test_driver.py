@@ -35,8 +35,10 @@ from volattachd.drivers.tgt import tgtadm
 from volattachd.drivers.tgt.driver import GUARD, TgtDriver
 from volattachd.drivers.tgt.tgtadm import Mode, Op, Request
 from volattachd.errors import DriverError, InvalidInput
+from volattachd.host.devices import inspect_device, verify_opened
 from volattachd.model import Device, Export, Grant, Secret, Volume
 from volattachd.model import Mode as AccessMode
+from volattachd.reconcile.applier import Converger, DeviceUnusable
 
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 MISSING = [tool for tool in ("tgtd", "iscsi-inq") if shutil.which(tool, path=SEARCH_PATH) is None]
@@ -107,6 +109,15 @@ class TgtCase:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(self.prefix + ".0")
             return int(struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+
+    def opened(self) -> set[int]:
+        """The inodes of the files of volumes that tgtd has open."""
+        found = set()
+        for entry in os.scandir(f"/proc/{self.listening_pid()}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # a connection that ends meanwhile
+                if Path(os.readlink(entry.path)).parent == self.directory:
+                    found.add(entry.stat().st_ino)
+        return found
 
     def kill(self) -> None:
         """kill -9 of our tgtd; returns when it is gone."""
@@ -393,6 +404,50 @@ def test_a_path_with_a_space_is_exported(case: TgtCase) -> None:
     converge(case, spaced, grant)
     assert case.driver.holds_device(spaced)
     assert case.login(spaced, grant)
+
+
+@contextlib.contextmanager
+def exchanging(name: str, *files: str) -> Iterator[None]:
+    """A thread that makes the name lead to one file after the other."""
+    over = threading.Event()
+
+    def exchange() -> None:
+        while not over.is_set():
+            for file in files:
+                os.link(file, f"{name}.next")
+                os.rename(f"{name}.next", name)
+                Path(f"{name}.next").unlink(missing_ok=True)
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(30)
+
+
+def test_a_disk_that_is_exchanged_while_tgtd_opens_it_is_never_exported(case: TgtCase) -> None:
+    """The path is right when it is checked, and again afterwards; what tgtd has opened decides."""
+    made, grant = case.new_volume(), new_grant()
+    right, wrong = f"{made.path}.right", f"{made.path}.wrong"
+    os.link(made.path, right)
+    shutil.copy(made.path, wrong)
+    volume = replace(made, device=inspect_device(made.path))
+    converger = Converger(case.driver, lambda volume: None, verify_opened)
+    exported = refused = 0
+    with exchanging(volume.path, wrong, right):
+        for _ in range(200):
+            try:
+                converger.converge(Export(volume, True, (grant,)))
+                exported += 1
+                assert case.opened() == {os.stat(right).st_ino}
+            except DeviceUnusable:
+                refused += 1
+            converger.converge(Export(volume, False))
+            assert case.opened() == set()
+    assert exported > 0
+    assert refused > 0
 
 
 # Secrets

@@ -186,6 +186,17 @@ class Tgtd:
             self._silent_until = time.monotonic() + timeout + SILENCE_SECONDS  # nobody else asks meanwhile
             return timeout
 
+    def list_storage(self) -> frozenset[str]:
+        """The files and block devices that tgtd has open, by names that lead to just these (proc(5)).
+
+        Empty where this process may not look into tgtd: without CAP_SYS_PTRACE, tgtd must have no more rights than it.
+        """
+        try:
+            entries = list(os.scandir(f"/proc/{tgtadm.find_listener(self.socket)}/fd"))
+        except OSError:
+            return frozenset()
+        return frozenset(entry.path for entry in entries if _is_storage(entry))
+
     def answers(self) -> bool:
         """Whether tgtd runs. Raises DriverError where something else, or another version, is there."""
         try:
@@ -288,6 +299,15 @@ class Tgtd:
         return lines[-1] if lines else ""
 
 
+def _is_storage(entry: os.DirEntry[str]) -> bool:
+    """Whether a descriptor of a process is of a file or a block device; one that is closed by now is not."""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISBLK(mode) or stat.S_ISREG(mode)
+
+
 #: What a step mends, by its action; the rest of them complete an export.
 _DIFFERENCES = {
     "create target": Difference.EXPORT_MISSING,
@@ -337,6 +357,7 @@ class TgtDriver(TargetDriver):
         # Held while targets come and go, and while their list and their descriptions are read: the two must agree.
         self._targets = threading.Lock()
         self._starting = threading.Lock()
+        self._opening = threading.Lock()
         self._is_started = False
 
     # Start
@@ -438,7 +459,7 @@ class TgtDriver(TargetDriver):
         empty = Held(Target(tid, name, (), (GUARD,), ()), self._accounts(), frozenset())
         return [
             _new_step("create target", name, partial(self._create_target, name, tid)),
-            _new_step("create LUN", f"{name} {volume.path}", partial(self._create_lun, volume, tid)),
+            _new_step("create LUN", f"{name} {volume.path}", partial(self._create_lun, want, tid)),
             _new_step("configure LUN", f"{name} {volume.serial}", partial(self._configure_lun, volume, tid)),
             *self._plan_grants(empty, want),
         ]
@@ -535,14 +556,25 @@ class TgtDriver(TargetDriver):
             self._ask("create target", name, new, f"targetname={name}")
         self._ask("guard target", name, Request(Mode.ACCOUNT, Op.BIND, tid), f"user={GUARD}")
 
-    def _create_lun(self, volume: Volume, tid: int) -> None:
+    def _create_lun(self, want: Export, tid: int) -> None:
+        """tgtd is given a path; what it has opened is checked by its own descriptor, not by that path."""
+        volume = want.volume
         new = Request(Mode.DEVICE, Op.NEW, tid, lun=self.lun)
         parameters = f"path={volume.path},bstype=rdwr,bsoflags=sync"
+        with self._opening:  # one at a time: the descriptor that is new is this one's
+            before = self._daemon.list_storage()
+            try:
+                self._ask("create LUN", volume.target_name, new, parameters)
+            except DriverError as error:
+                words = self._daemon.last_words(volume.path)
+                raise DriverError(f"{error.message}{words and f' ({words})'}") from error
+            opened = self._daemon.list_storage() - before
         try:
-            self._ask("create LUN", volume.target_name, new, parameters)
-        except DriverError as error:
-            words = self._daemon.last_words(volume.path)
-            raise DriverError(f"{error.message}{words and f' ({words})'}") from error
+            for path in opened or {volume.path}:
+                want.check_opened(path)
+        except DriverError:
+            self._ask("delete LUN", volume.target_name, Request(Mode.DEVICE, Op.DELETE, tid, lun=self.lun))
+            raise
         self._check_writable(volume)
 
     def _check_writable(self, volume: Volume) -> None:

@@ -30,6 +30,9 @@ REQUEST: Final = struct.Struct("@II64sIiQQIIIIII")
 #: struct tgtadm_rsp: err, len (of header and text).
 RESPONSE: Final = struct.Struct("@II")
 
+#: struct ucred: pid, uid, gid.
+_UCRED: Final = struct.Struct("@3i")
+
 #: What tgtd accepts after the header.
 MAX_PARAMETERS: Final = 8 * 1024
 
@@ -183,6 +186,14 @@ def ask(path: str, request: Request, parameters: str = "", timeout: float = 5.0)
     with _Conversation(path, timeout) as conversation:
         conversation.send(message)
         return conversation.receive_answer()
+
+
+def find_listener(path: str) -> int:
+    """The process that listens on a control socket. It need not answer: the kernel connects without it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        probe.connect(path)
+        return int(_UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0])
 
 
 class _Conversation:
