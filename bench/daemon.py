@@ -43,7 +43,7 @@ class Daemon:
         config = self._directory / "volattachd.toml"
         config.write_text(
             f'[target]\ndriver = "lio"\nportals = ["{PORTAL}"]\n[reconcile]\ninterval = {interval:g}\n'
-            "[reservations]\nttl = 86400\n"
+            "[reservations]\nttl = 86400\n[limits]\nattachments_per_uid = 10000\n"
         )
         words = [sys.executable, "-m", "volattachd", "--config", str(config), "--state-dir", str(self.state_dir)]
         environment = {**os.environ, "NOTIFY_SOCKET": str(self._directory / "notify")}

@@ -16,6 +16,7 @@ _SERVICE = (
     "tests/api/test_audit.py",
 )
 _RECONCILE = tuple(f"tests/reconcile/test_{name}.py" for name in ("applier", "reconciler", "controller"))
+_STATE = tuple(f"tests/state/test_{name}.py" for name in ("journal", "journal_care", "damage"))
 
 SUBJECTS: tuple[Subject, ...] = (
     Subject("volattachd.service.core", _SERVICE),
@@ -26,7 +27,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("volattachd.reconcile.applier", (*_RECONCILE, "tests/service/test_core.py")),
     Subject("volattachd.reconcile.reconciler", (*_RECONCILE, "tests/service/test_core.py")),
     Subject("volattachd.reconcile.controller", (*_RECONCILE, "tests/service/test_core.py")),
-    Subject("volattachd.state.journal", ("tests/state/test_journal.py", "tests/state/test_journal_care.py")),
+    Subject("volattachd.state.journal", _STATE),
     Subject("volattachd.api.access", ("tests/api/test_access.py",)),
     Subject("volattachd.rpc.framing", ("tests/rpc/test_framing.py",)),
 )
