@@ -19,6 +19,8 @@ def test_a_user_holds_as_many_as_the_limit_and_others_are_not_affected() -> None
     holdings.add(replace(new_attachment(), owner=1001))
     holdings.remove(new_attachment())
     holdings.add(new_attachment())
+    with pytest.raises(Busy):
+        holdings.add(new_attachment())
 
 
 def test_of_many_reservations_at_once_no_more_are_made_than_the_limit_allows(rig: Rig) -> None:
