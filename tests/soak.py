@@ -29,6 +29,7 @@ INSIDE = "tests/guest/inside"
 MODULES = (
     "tests/model",
     "tests/state/test_damage.py",
+    "tests/state/test_backup.py",
     "tests/guest/test_power.py",
     *(f"{INSIDE}/test_{name}.py" for name in ("faults", "faults_block", "sigkill", "fio", "reattach")),
     f"{INSIDE}/agent/test_agent_load.py",
