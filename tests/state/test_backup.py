@@ -158,9 +158,13 @@ def test_links_in_a_circle_end_with_an_error(rig: Rig, place: Path) -> None:
         rig.service.backup_journal(ADMIN, str(place / "a" / "backup.db"))
 
 
+@needs_root
+@pytest.mark.parametrize("where", ["place", "elsewhere"])
 def test_the_file_is_synced_before_it_has_its_name_and_the_name_after(
-    rig: Rig, place: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rig, place = Rig(tmp_path), request.getfixturevalue(where)
+    assert (rig.config.state_dir.stat().st_dev == place.stat().st_dev) is (where == "place")
     done: list[tuple[str, int]] = []
     fsync, link = os.fsync, os.link
 
@@ -178,6 +182,7 @@ def test_the_file_is_synced_before_it_has_its_name_and_the_name_after(
     made, directory = (place / "backup.db").stat().st_ino, place.stat().st_ino
     ours = [(what, inode) for what, inode in done if inode in (made, directory)]
     assert ours == [("sync", made), ("link", made), ("sync", directory)]
+    rig.journal.close()
 
 
 def test_one_backup_at_a_time(rig: Rig, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter, deque
@@ -34,6 +35,7 @@ from tests.support import (
     connector,
     in_thread,
     make_file,
+    new_attachment,
     new_volume,
     wait_until,
 )
@@ -376,6 +378,56 @@ def test_one_bad_slot_of_the_record_is_made_up_for_by_the_other(tmp_path: Path, 
     assert read_mark(tmp_path) == (Mark(2, 1) if bad == 0 else Mark(3, 1))
     overwrite(tmp_path / "acknowledged", 4096 * (1 - bad), b"X")
     assert read_mark(tmp_path) is None
+
+
+@pytest.mark.parametrize("table", ["attachments", "volumes"])
+def test_a_whole_row_of_another_time_is_damage(tmp_path: Path, table: str) -> None:
+    """As an old page leaves it: its checksum is right, and it does not belong there."""
+    directory = tmp_path / "state"
+    with opened(directory) as journal:
+        journal.commit(put(new_volume()))
+        journal.commit(put(new_attachment()))
+    db = sqlite3.connect(directory / "journal.db")
+    (old,) = db.execute(f"SELECT * FROM {table}").fetchall()
+    db.close()
+    with opened(directory) as journal:
+        journal.commit(put(new_attachment(state=State.ATTACHED, secret=None)))
+        journal.commit(put(new_volume(path="/srv/moved")))
+    db = sqlite3.connect(directory / "journal.db")
+    db.execute(f"REPLACE INTO {table} VALUES ({', '.join('?' * len(old))})", old)
+    db.commit()
+    db.close()
+    with pytest.raises(JournalDamaged, match="do not have the rows that line 4 of the history left"):
+        Journal(directory)
+
+
+def test_what_was_not_acknowledged_is_synced_before_it_counts_as_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between writing and syncing: what a start reads may be in the page cache alone."""
+    directory = tmp_path / "state"
+    journal = Journal(directory)
+    record = (directory / "acknowledged").read_bytes()
+    journal.commit(put(new_volume()))
+    left = copied(directory, tmp_path / "left")
+    journal.close()
+    (left / "acknowledged").write_bytes(record)
+    done: list[tuple[str, int]] = []
+    fsync, pwrite = os.fsync, os.pwrite
+
+    def watched_fsync(fd: int) -> None:
+        done.append(("sync", os.fstat(fd).st_ino))
+        fsync(fd)
+
+    def watched_pwrite(fd: int, data: bytes, at: int) -> int:
+        done.append(("write", os.fstat(fd).st_ino))
+        return pwrite(fd, data, at)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "pwrite", watched_pwrite)
+    log, beside = ((left / name).stat().st_ino for name in ("journal.db-wal", "acknowledged"))
+    with opened(left):
+        assert [step for step in done if step[1] in (log, beside)] == [("sync", log), ("write", beside)]
 
 
 # --verify-journal.

@@ -69,9 +69,9 @@ def _write(journal: Journal, path: Path, directory: int) -> dict[str, Any]:
     try:
         with _opened(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)) as fd:
             seq = _copy(journal, part)
-            os.fsync(fd)
             size = os.fstat(fd).st_size
             if os.fstat(fd).st_dev == os.fstat(directory).st_dev:
+                os.fsync(fd)
                 os.link(part, path.name, dst_dir_fd=directory, follow_symlinks=False)
             else:
                 _copy_across(fd, path.name, directory)
