@@ -22,7 +22,8 @@ from volattachd.drivers.memory import MemoryDriver, SimulatedExport
 from volattachd.errors import Busy, DriverError
 from volattachd.model import Attachment, Caller, Device, Export, Mode, Secret, State, Volume
 from volattachd.rpc.dispatch import Dispatcher
-from volattachd.rpc.server import Limits, Server
+from volattachd.rpc.limits import Limits
+from volattachd.rpc.server import Server
 from volattachd.service.core import Service
 from volattachd.state.journal import Journal
 
@@ -277,7 +278,7 @@ class Rig:
         return [c["kind"] for c in self.service.show_volume(ADMIN, volume)["conditions"]]
 
 
-LIMITS = Limits(connections=512, connections_per_uid=256, message_seconds=PATIENCE, unread_seconds=PATIENCE)
+LIMITS = replace(Limits.of(Config()), message_seconds=PATIENCE, unread_seconds=PATIENCE)
 
 
 class Wire:
@@ -346,7 +347,7 @@ def serving(
     listener.bind(str(path))
     path.chmod(0o666)
     listener.listen(128)
-    dispatcher = Dispatcher(_handlers(handlers) if isinstance(handlers, Service) else handlers)
+    dispatcher = Dispatcher(_handlers(handlers) if isinstance(handlers, Service) else handlers, limits=limits)
     server = Server(listener, dispatcher, access or Access(Config()), limits)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tests.support import (
 from volattachd.api.access import Access
 from volattachd.config import Config
 from volattachd.rpc.dispatch import Dispatcher
-from volattachd.rpc.server import Limits, Server
+from volattachd.rpc.server import Server
 from volattachd.service.core import Service
 from volattachd.state.journal import Journal
 from volattachd.watchdog import Watchdog
@@ -155,7 +156,8 @@ def test_a_volume_that_waits_for_its_device_does_not_starve_it(rig: Rig, tmp_pat
 @pytest.mark.parametrize("limits", [(1, 1), (1, 9), (9, 1)])
 def test_clients_that_hold_every_connection_do_not_starve_it(limits: tuple[int, int], rig: Rig, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with serving(path, rig.service, Limits(*limits, 30, 30)) as server, Wire(path) as client:
+    few = replace(LIMITS, connections=limits[0], connections_per_uid=limits[1])
+    with serving(path, rig.service, few) as server, Wire(path) as client:
         client.call("get_status")
         with Wire(path) as refused:
             assert refused.answer()["error"]["data"]["kind"] == "Busy"
@@ -166,7 +168,8 @@ def test_clients_that_hold_every_connection_do_not_starve_it(limits: tuple[int, 
 def test_its_questions_take_no_clients_place(tmp_path: Path) -> None:
     gate = Gate()
     handlers: Mapping[str, Callable[..., Any]] = {**Handlers(), "get_history": lambda *_, **__: gate()}
-    with serving(tmp_path / "s", handlers, Limits(1, 1, 30, 30)) as server, watching(server):
+    few = replace(LIMITS, connections=1, connections_per_uid=1)
+    with serving(tmp_path / "s", handlers, few) as server, watching(server):
         assert gate.reached.wait()
         with Wire(tmp_path / "s") as client:
             client.call("get_status")

@@ -105,6 +105,22 @@ class Config:
     )
     connections: int = _key("limits", _integer(1, 65536), "connections in all", 512)
     connections_per_uid: int = _key("limits", _integer(1, 65536), "connections of one user", 256)
+    admin_connections: int = _key("limits", _integer(1, 65536), "connections that are reserved for admins", 32)
+    max_held_bytes_per_uid: int = _key(
+        "limits", _integer(16 << 20, 1 << 30), "bytes of messages and answers that are under way, of one user", 32 << 20
+    )
+    max_logged_refusals: int = _key(
+        "limits", _integer(1, 10000), "refusals of one user that are logged one by one in 10 seconds", 20
+    )
+    max_batch: int = _key("limits", _integer(1, 100), "calls in one batch", 100)
+    max_answer_bytes: int = _key(
+        "limits", _integer(2 << 20, 8 << 20), "bytes of one answer, a batch's included", 8 << 20
+    )
+    max_page_bytes: int = _key(
+        "limits", _integer(64 << 10, 1 << 20), "bytes after which a page of a list ends", 1 << 20
+    )
+    max_connector_bytes: int = _key("limits", _integer(1 << 10, 16 << 10), "bytes of one connector as JSON", 16 << 10)
+    max_connector_members: int = _key("limits", _integer(16, 64), "values in one connector, at every level", 64)
     message_seconds: float = _key("limits", _seconds(0.1, 3600), "time to send one whole message", 10.0)
     unread_seconds: float = _key("limits", _seconds(0.1, 3600), "time for a client to take an answer", 10.0)
     call_seconds: float = _key("limits", _seconds(0.1, 3600), "time until a call answers Busy", 30.0)

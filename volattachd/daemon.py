@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from volattachd.drivers.base import Portal, TargetDriver, TargetSilent
 from volattachd.errors import ConfigError, DriverError, JournalDamaged, JournalUnusable
 from volattachd.host.portals import names_interface, resolve_portals
 from volattachd.host.watch import HostWatch
-from volattachd.rpc import server
+from volattachd.rpc import server, strictjson
 from volattachd.rpc.dispatch import Dispatcher
+from volattachd.rpc.limits import Limits
 from volattachd.service.chap import InitiatorBindings
 from volattachd.service.core import Service
 from volattachd.state.database import check_state
@@ -40,6 +41,7 @@ from volattachd.state.journal import Journal
 from volattachd.state.lock import lock_to_look
 from volattachd.telemetry import journald, messages
 from volattachd.telemetry.metrics import Metrics
+from volattachd.telemetry.throttle import Throttle
 from volattachd.watchdog import Watchdog
 
 #: Those that have a name in sysexits.h are as there: EX_DATAERR, EX_CONFIG. The unit does not start again after them.
@@ -196,11 +198,10 @@ class Daemon:
             messages.PASS_FAILED.tell(reason=error.message)  # what needs no target is served; looks ask it again
         service = Service(settings, journal, driver, metrics)
         service.upkeep.start_up()
-        limits = server.Limits(
-            settings.connections, settings.connections_per_uid, settings.message_seconds, settings.unread_seconds
-        )
-        dispatcher = Dispatcher(_handlers(service), metrics.count_call)
-        served = server.Server(listener, dispatcher, access, limits)
+        limits = Limits.of(settings)
+        throttle = Throttle(limits.max_logged_refusals)
+        dispatcher = Dispatcher(_handlers(service), metrics.count_call, limits, throttle)
+        served = server.Server(listener, dispatcher, access, limits, throttle)
         watchdog = Watchdog(served.connect, partial(self._feed_watchdog, service), _watchdog_pause())
         return _Parts(journal, driver, service, served, watchdog)
 
@@ -278,9 +279,19 @@ def _watchdog_pause() -> float | None:
     return int(microseconds) / 2e6 if microseconds and is_ours else None
 
 
+@cache
+def _document() -> strictjson.Written:
+    """What rpc.discover answers, made and written when it is asked for first."""
+    return strictjson.Written(strictjson.dumps(openrpc.document()))
+
+
+def _discover(caller: object) -> strictjson.Written:
+    return _document()
+
+
 def _handlers(service: Service) -> dict[str, Callable[..., Any]]:
     """A handler for each row of the method table: the service's method of that name."""
-    handlers: dict[str, Callable[..., Any]] = {"rpc.discover": lambda caller: openrpc.document()}
+    handlers: dict[str, Callable[..., Any]] = {"rpc.discover": _discover}
     for method in METHODS:
         if method.name not in handlers:
             handlers[method.name] = getattr(service, method.name)

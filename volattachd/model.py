@@ -210,7 +210,7 @@ def parse_initiator(name: object) -> str:
         raise InvalidInput(f"connector.initiator is longer than {INITIATOR_MAX_BYTES} bytes")
     if not INITIATOR.fullmatch(lowered):
         raise InvalidInput(
-            f"connector.initiator {name!r} is not an iSCSI name",
+            f"connector.initiator {name[:80]!r} is not an iSCSI name",
             "use a name like iqn.2026-11.com.example:host1, made of a-z 0-9 . : -",
         )
     return lowered

@@ -22,7 +22,7 @@ from volattachd.api.methods import METHODS, Method, Schema
 from volattachd.client import aio, calls, results, sync
 from volattachd.client.calls import Call, Tries
 from volattachd.client.protocol import AccessRefused, BadAnswer, NoAnswer, Unreachable
-from volattachd.errors import Busy, InvalidVolume
+from volattachd.errors import Busy, InvalidInput, InvalidVolume
 
 ID = "00000000-0000-4000-8000-000000000001"
 PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", type(None): "null"}
@@ -388,6 +388,45 @@ def test_the_whole_life_of_an_attachment(address: str, made: Any) -> None:
         assert one.unreserve_volume("vol-1")["status"] == "available"
         assert [row["call"] for row in one.get_history("vol-1", limit=1)] == ["detach"]
         assert one.discover()["openrpc"]
+
+
+TOO_LONG = failure(1004, "too long", max_answer_bytes=8388608)
+
+
+def test_a_list_that_is_too_long_for_one_answer_comes_in_pages(path: Path, made: Any) -> None:
+    pages = [[{"volume": "a"}, {"volume": "b"}], [{"volume": "c"}], []]
+    with serving(path, TOO_LONG, *map(result, pages)) as daemon, made(daemon.path) as one:
+        assert one.list_volumes() == [{"volume": "a"}, {"volume": "b"}, {"volume": "c"}]
+    asked = [request["params"] for request in daemon.requests]
+    assert asked == [{}, {"limit": 1000}, {"limit": 1000, "marker": "b"}, {"limit": 1000, "marker": "c"}]
+
+
+def test_pages_of_attachments_stay_with_their_volume(path: Path, made: Any) -> None:
+    with serving(path, TOO_LONG, result([{"attachment_id": ID}]), result([])) as daemon, made(daemon.path) as one:
+        assert one.list_attachments("vol-1") == [{"attachment_id": ID}]
+    assert daemon.requests[2]["params"] == {"volume": "vol-1", "limit": 1000, "marker": ID}
+
+
+def test_a_page_that_was_asked_for_is_one_page(path: Path, made: Any) -> None:
+    with serving(path, result([{"volume": "a"}]), TOO_LONG) as daemon, made(daemon.path) as one:
+        assert one.list_volumes(limit=1) == [{"volume": "a"}]
+        with pytest.raises(InvalidInput):
+            one.list_volumes(marker="a")
+        assert len(daemon.requests) == 2
+
+
+def test_history_is_asked_for_until_there_are_as_many_rows_as_were_wanted(path: Path, made: Any) -> None:
+    def page(*seqs: int) -> dict[str, Any]:
+        return result([{"seq": seq} for seq in seqs])
+
+    with serving(path, page(8, 9), page(6, 7), page(5), page(1, 2), page(3)) as daemon, made(daemon.path) as one:
+        assert [row["seq"] for row in one.get_history(limit=5)] == [5, 6, 7, 8, 9]
+        assert [row["seq"] for row in one.get_history(since=0, limit=3)] == [1, 2, 3]
+    asked = [request["params"] for request in daemon.requests]
+    assert asked == [
+        {"limit": 5}, {"limit": 3, "before": 8}, {"limit": 1, "before": 6},
+        {"since": 0, "limit": 3}, {"since": 2, "limit": 1},
+    ]  # fmt: skip
 
 
 def test_notifications_come_after_subscribe(address: str, made: Any) -> None:

@@ -183,3 +183,11 @@ def test_what_is_no_address_of_a_connector_is_refused(peer: Any) -> None:
 )
 def test_an_ipv6_address_is_written_in_brackets(address: str, text: str) -> None:
     assert str(Portal(ip_address(address))) == text
+
+
+@pytest.mark.parametrize("ip", ["fe80::1%eth0", "fe80::1", "fe80::1%" + "x" * 500])
+def test_a_link_local_address_is_refused_because_it_names_no_host_of_another_link(ip: str) -> None:
+    with pytest.raises(InvalidInput, match="link-local") as caught:
+        reachable_portals([Portal(ip_address("192.0.2.1"))], ip)
+    assert len(caught.value.message) < 300
+    assert "leave ip out" in str(caught.value.correction)

@@ -58,7 +58,7 @@ class Crowd:
     def _choose(self, dice: random.Random) -> Call:
         """The next call for some attachment, or any call about any."""
         caller = dice.choice((ADMIN, ADMIN, AGENT, OTHER_AGENT))
-        rows = self._service.list_attachments(caller)
+        rows = list(self._service.list_attachments(caller))
         if not rows or dice.random() < 0.15:
             return self._reserve(caller, dice)
         row = dice.choice(rows)
@@ -136,7 +136,7 @@ def replay(plant: Plant, start: int) -> list[dict[str, Any]]:
     """The rows that history leads to, when each line may only begin where the one before it ended."""
     rows: dict[str, dict[str, Any]] = {}
     seq = start
-    for line in plant.service.get_history(ADMIN, since=start, limit=1_000_000):
+    for line in plant.service.journal.history(since=start, limit=1_000_000):
         assert line["seq"] == seq + 1, "history has a hole"
         seq = line["seq"]
         name, after = line["attachment_id"], line["after"]
@@ -157,7 +157,7 @@ def check_volume_rows(rows: Mapping[str, Mapping[str, Any]], volume: str) -> Non
 def check_answers(plant: Plant, crowd: Crowd) -> None:
     """Every answer is a state that history knows of, and calls were both done and refused."""
     known = set()
-    for line in plant.service.get_history(ADMIN, since=0, limit=1_000_000):
+    for line in plant.service.journal.history(since=0, limit=1_000_000):
         if line["attachment_id"] is not None:
             state = GONE if line["after"] is None else line["after"]["state"]
             known.add((line["attachment_id"], state))

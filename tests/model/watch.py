@@ -55,13 +55,15 @@ class Watch:
     def check_rows(self) -> None:
         """What the daemon shows is what the contract says."""
         service, world = self.plant.service, self.world
-        rows, volumes = service.list_attachments(ADMIN), service.list_volumes(ADMIN)
+        rows, volumes = list(service.list_attachments(ADMIN)), list(service.list_volumes(ADMIN))
         assert [without_times(row) for row in rows] == world.shown()
         assert [view["volume"] for view in volumes] == list(world.volumes)
         for view in volumes:
             self._check_volume(view)
             assert service.show_volume(ADMIN, view["volume"]) == view
-            assert service.list_attachments(ADMIN, view["volume"]) == [r for r in rows if r["volume"] == view["volume"]]
+            assert list(service.list_attachments(ADMIN, view["volume"])) == [
+                r for r in rows if r["volume"] == view["volume"]
+            ]
         for row in rows:
             assert service.show_attachment(ADMIN, row["attachment_id"]) == row
         for last in list(world.ended.values())[-1:]:
@@ -85,7 +87,7 @@ class Watch:
 
     def check_history(self) -> None:
         """Each line of history begins where the one before it ended, and goes where the contract lets it."""
-        for line in self.plant.service.get_history(ADMIN, since=self._seq, limit=1000):
+        for line in self.plant.service.journal.history(since=self._seq, limit=1000):
             assert line["seq"] > self._seq
             self._seq = line["seq"]
             key = (line["volume"], line["attachment_id"])

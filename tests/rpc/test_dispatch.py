@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +11,13 @@ import pytest
 from tests.support import request
 from volattachd.api.access import Peer
 from volattachd.api.methods import METHODS, Role
+from volattachd.api.paging import Rows
+from volattachd.config import Config
 from volattachd.errors import JournalFailed, VolattachError, kinds
 from volattachd.model import Caller
 from volattachd.rpc import strictjson
 from volattachd.rpc.dispatch import Client, Dispatcher, refusal
+from volattachd.rpc.limits import Limits
 
 PEER = Peer(42, 1000, frozenset({1000}))
 ID = "00000000-0000-4000-8000-000000000001"
@@ -415,3 +420,138 @@ def test_json_that_could_mean_two_things_is_refused_with_a_reason(message: bytes
     assert len(answer["error"]["message"]) > len("ParseError: ")
     assert handlers.called == []
     strictjson.dumps(answer)
+
+
+# What a message may cost.
+
+MIB = 1 << 20
+
+
+def small(**members: int) -> Dispatcher:
+    """A dispatcher over the handlers of the test, with some limits of its own."""
+    limits = replace(Limits.of(Config()), **members)
+    return Dispatcher({method.name: SWITCH._to(method.name) for method in METHODS}, limits=limits)
+
+
+def answered(message: Any, handlers: Handlers, dispatcher: Dispatcher = SWITCH.dispatcher) -> bytes:
+    SWITCH.handlers = handlers
+    answer = dispatcher.answer(json.dumps(message).encode(), Client(PEER, Role.ADMIN))
+    assert answer is not None
+    return answer
+
+
+def rows_of(count: int, size: int, is_page: bool) -> Rows:
+    return Rows(range(count), lambda number: {"volume": f"v{number}", "path": "x" * size}, is_page)
+
+
+@pytest.mark.parametrize("batch", [[1] * 101, [request("get_status")] * 101, [1] * 32_000])
+def test_a_batch_of_too_many_calls_is_refused_as_a_whole(batch: list[Any]) -> None:
+    handlers = Handlers()
+    with pytest.raises(strictjson.NotAllowed, match=r"at most 100 \(\[limits\] max_batch\)"):
+        ask(batch, handlers)
+    assert handlers.called == []
+    assert len(ask(batch[:100])) == 100
+
+
+def test_an_answer_that_is_too_long_is_an_error_with_what_to_do() -> None:
+    answer = json.loads(answered(request("get_metrics", call_id="x"), Handlers("y" * 8 * MIB)))
+    assert (answer["error"]["code"], answer["id"]) == (1004, "x")
+    assert "longer than 8388608 bytes" in answer["error"]["message"]
+    assert answer["error"]["data"]["max_answer_bytes"] == 8 * MIB
+    assert "limit and marker" in answer["error"]["data"]["correction"]
+
+
+def test_a_batch_whose_answer_is_full_makes_no_further_call_and_says_so() -> None:
+    handlers = Handlers("y" * 3 * MIB)
+    note = {"jsonrpc": "2.0", "method": "list_volumes"}
+    batch = [*(request("get_status", call_id=number) for number in range(99)), note]
+    data = answered(batch, handlers)
+    assert len(data) <= 8 * MIB
+    answers = json.loads(data)
+    assert [answer["id"] for answer in answers] == list(range(99))
+    assert ["result" in answer for answer in answers] == [True] * 2 + [False] * 97
+    assert {answer["error"]["code"] for answer in answers[2:]} == {1009}
+    assert answers[2]["error"]["data"]["retriable"] is True
+    assert [name for name, _ in handlers.called] == ["get_status"] * 3 + ["list_volumes"], "the notification is made"
+
+
+@pytest.mark.parametrize("size", [MIB // 100, MIB])
+def test_no_batch_is_answered_with_more_than_an_answer_may_have(size: int) -> None:
+    ids = "i" * (MIB // 110)
+    batch = [request("get_status", call_id=f"{ids}{number}") for number in range(100)]
+    data = answered(batch, Handlers("é" * (size // 2)), small(max_answer_bytes=2 * MIB))
+    assert len(data) <= 2 * MIB
+    assert len(json.loads(data)) == 100
+
+
+def test_a_list_is_made_row_by_row_and_only_as_far_as_it_fits() -> None:
+    made: list[int] = []
+
+    def view(number: int) -> dict[str, Any]:
+        made.append(number)
+        return {"volume": "x" * 1000}
+
+    answer = json.loads(answered(request("list_volumes"), Handlers(Rows(range(100_000), view, is_page=False))))
+    assert (answer["error"]["code"], answer["error"]["data"]["max_answer_bytes"]) == (1004, 8 * MIB)
+    assert len(made) < 8400
+    assert json.loads(answered(request("list_volumes"), Handlers(rows_of(5, 10, is_page=False))))["result"] == list(
+        rows_of(5, 10, is_page=False)
+    )
+
+
+@pytest.mark.parametrize(("size", "count"), [(100_000, 10), (MIB, 1), (2 * MIB, 1), (10, 50)])
+def test_a_page_ends_where_it_is_long_in_bytes_and_has_one_row_at_least(size: int, count: int) -> None:
+    found = json.loads(answered(request("get_history"), Handlers(rows_of(50, size, is_page=True))))["result"]
+    assert found == list(rows_of(50, size, is_page=True))[:count]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"x": "y" * 17_000}, "bytes as JSON; at most 16384"),
+        ({"x": "é" * 8200}, "bytes as JSON; at most 16384"),
+        ({str(number): 1 for number in range(63)}, None),
+        ({str(number): 1 for number in range(64)}, "must contain|must be"),
+        ({"x": [[1] * 30] * 2}, None),
+        ({"x": [[1] * 31] * 2}, "has 66 values at all levels; at most 64"),
+        ({"x": "y" * 16_000}, None),
+    ],
+)
+@pytest.mark.parametrize("method", ["initialize_connection", "terminate_connection"])
+def test_a_connector_has_a_size_at_most(method: str, more: dict[str, Any], told: str | None) -> None:
+    handlers = Handlers()
+    answer = ask(request(method, volume="v", connector={"initiator": "i", **more}), handlers)
+    assert len(handlers.called) == (told is None)
+    if told is not None:
+        assert code(answer) == 1004
+        assert re.search(told, answer["error"]["message"])
+        assert len(answer["error"]["message"]) < 400
+
+
+def test_what_a_caller_sent_is_cut_in_every_message() -> None:
+    long = "\U000e0001" * 100_000
+    for message in (
+        request(long),
+        request("get_status", **{long: 1}),
+        request("show_volume", volume=long),
+        request("show_volume", volume=[long]),
+        request("show_volume", volume={long: [long]}),
+        request("reserve_volume", "v", long),
+        request("initialize_connection", volume="v", connector=long),
+    ):
+        assert len(json.dumps(ask(message))) < 6000
+    for kind in kinds():
+        assert len(ask(request("get_status"), Handlers(kind(long)))["error"]["message"]) == 4096
+
+
+def test_an_integer_that_is_written_as_a_number_is_an_integer() -> None:
+    handlers = Handlers()
+    ask(b'{"jsonrpc":"2.0","id":1,"method":"get_history","params":{"since":5.0,"limit":1e2}}', handlers)
+    assert [(type(value), value) for value in handlers.called[0][1].values()] == [(int, 5), (int, 100)]
+
+
+@pytest.mark.parametrize("since", [2**63, 2**64 - 1, 1e19, 2.0**63])
+@pytest.mark.parametrize("method", ["get_history", "subscribe"])
+def test_a_sequence_number_that_sqlite_cannot_hold_is_invalid(method: str, since: float) -> None:
+    assert code(ask(request(method, since=since))) == 1004
+    assert code(ask(request("get_history", before=since))) == 1004

@@ -30,7 +30,9 @@ from tests.support import (
     request,
     serving,
 )
+from volattachd.api.access import Access
 from volattachd.api.methods import BY_NAME, METHODS
+from volattachd.config import Config
 from volattachd.errors import ConfigError
 from volattachd.rpc.server import activated_socket, bind_socket
 
@@ -273,7 +275,8 @@ def test_one_user_cannot_take_all_connections(tmp_path: Path) -> None:
         "for wire in wires: print(wire.recv(65536).decode().strip(), flush=True)\n"
         "sys.stdin.read()\n"
     )
-    with serving(path, handlers(), replace(LIMITS, connections_per_uid=2)):
+    agents = Access(replace(Config(), agent=("54321",)))
+    with serving(path, handlers(), replace(LIMITS, connections_per_uid=2), agents):
         command = [sys.executable, "-c", program, str(path)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as greedy:
             assert greedy.stdout is not None
@@ -351,7 +354,7 @@ def test_a_client_that_does_not_read_is_dropped_and_others_go_on(path: Path) -> 
 
 
 def test_an_answer_that_is_larger_than_the_sockets_buffer_is_sent_whole(path: Path) -> None:
-    big = ["é" * 1000] * 5000
+    big = ["é" * 1000] * 4000
     with serving(path, handlers(get_status=lambda caller: big)), Wire(path) as wire:
         assert wire.call("get_status") == big
 

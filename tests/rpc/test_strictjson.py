@@ -168,7 +168,7 @@ def test_nesting_is_taken_up_to_the_limit_and_refused_past_it(opening: str, clos
                 loads(data)
 
 
-@pytest.mark.parametrize("data", [b"[" * 100_000 + b"]" * 100_000, b"[" * 1_000_000, b'{"a":' * 100_000])
+@pytest.mark.parametrize("data", [b"[" * 30_000 + b"]" * 30_000, b"[" * 30_000, b'{"a":' * 30_000])
 def test_nesting_past_pythons_own_limit_is_the_same_refusal(data: bytes) -> None:
     with pytest.raises(NotAllowed, match="levels"):
         loads(data)

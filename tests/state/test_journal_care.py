@@ -499,7 +499,7 @@ def test_current_rows_survive_the_history_that_tells_of_them(rig: Rig) -> None:
     rows = rig.journal.attachments.all()
     while rig.journal.trim(1, 0, 7):
         pass
-    assert rig.service.get_history(ADMIN) == []
+    assert list(rig.service.get_history(ADMIN)) == []
     rig.restart()
     assert rig.journal.attachments.all() == rows
     rig.service.upkeep.start_up()
@@ -669,7 +669,7 @@ def test_a_clock_that_jumps_by_years_changes_nothing(rig: Rig, monkeypatch: pyte
         rig.service.terminate_connection(AGENT, "vol-1", connector())
         rig.service.detach(AGENT, "vol-1")
     calls = ["reserve_volume", "initialize_connection", "attach", "begin_detaching", "terminate_connection", "detach"]
-    history = rig.service.get_history(ADMIN, since=1)
+    history = list(rig.service.get_history(ADMIN, since=1))
     assert [line["call"] for line in history] == calls * 4
     assert [line["seq"] for line in history] == list(range(2, 26))
     assert sorted(line["at"] for line in history) != [line["at"] for line in history]

@@ -201,9 +201,9 @@ def test_a_traceback_is_part_of_the_message(journald: FakeJournald, handler: Jou
 
 
 def test_an_entry_that_no_datagram_holds_goes_as_a_sealed_file(journald: FakeJournald, handler: JournalHandler) -> None:
-    reason = "x" * (1 << 22)
-    handler.handle(told(messages.PASS_FAILED, reason=reason))
-    assert journald.entry()["MESSAGE"] == f"cannot look at the target: {reason}"
+    text = "x" * (1 << 22)
+    handler.handle(logging.LogRecord("volattachd", logging.ERROR, __file__, 1, text, None, None))
+    assert journald.entry()["MESSAGE"] == text
     assert journald.seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
     handler.handle(told(messages.PASS_FAILED, reason="a short one again"))
     assert journald.entry()["MESSAGE"] == "cannot look at the target: a short one again"

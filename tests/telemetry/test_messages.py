@@ -33,6 +33,8 @@ def sites() -> Iterator[tuple[str, set[str], str]]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "tell":
                 given = {keyword.arg or "**" for keyword in node.keywords}
                 told = ast.unparse(node.func.value)
+                if told.endswith("throttle") and node.args:
+                    told = ast.unparse(node.args[0])
                 if told.startswith(("messages.", "_kind_of(")):  # a file has a method of that name too
                     yield told.removeprefix("messages."), given, f"{path.name}:{node.lineno}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from volattachd.api.access import Peer
@@ -16,6 +17,7 @@ from volattachd.api.methods import Method, Role
 from volattachd.errors import PermissionDenied, VolattachError
 from volattachd.model import Attachment, State
 from volattachd.telemetry import messages
+from volattachd.telemetry.throttle import Throttle
 
 #: Told of each call that was answered: its name, "ok" or the kind of its error, and the seconds that it took.
 Observe = Callable[[str, str, float], None]
@@ -31,10 +33,12 @@ def observe_nothing(call: str, outcome: str, seconds: float) -> None:
 class Report:
     """What is known of one call, until it is told."""
 
-    def __init__(self, method: Method, peer: Peer, observe: Observe) -> None:
+    def __init__(self, method: Method, peer: Peer, observe: Observe, throttle: Throttle | None = None) -> None:
+        """``throttle`` counts what a caller can repeat at will, in place of logging all of it."""
         self._method = method
         self._peer = peer
         self._observe = observe
+        self._throttle = throttle
         self._began = time.monotonic()
         self._about: dict[str, Any] = {"volume": None, "attachment": None, "before": None, "after": None}
         self._moves: deque[dict[str, Any]] = deque()
@@ -98,7 +102,9 @@ class Report:
         about = dict(self._about)
         if about["before"] == about["after"]:
             about.update(before=None, after=None)
-        kind.tell(
+        changed = error is None and (about["before"] is not None or self._method.role >= Role.ADMIN)
+        tell = kind.tell if self._throttle is None or changed else partial(self._throttle.tell, kind)
+        tell(
             **self._sender(),
             **about,
             about="".join(f" {name}={about[key]}" for key, name in _SHOWN.items() if about[key] is not None),

@@ -36,6 +36,7 @@ class Param:
     summary: str
     required: bool = False
     default: Any = None
+    is_kept: bool = False  # as it is, with each change of its attachment: [limits] max_connector_* keep it small
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ CONNECTOR: Schema = {
         "do_local_attach": {"type": ["boolean", "null"]},
     },
     "additionalProperties": True,
-    "description": "Cinder's connector, as os-brick's get_connector_properties gives it; unknown keys are kept",
+    "maxProperties": 64,
+    "description": "Cinder's connector, as os-brick's get_connector_properties gives it; unknown keys are kept. "
+    "At most 16 KiB of JSON, and 64 values at all levels together",
 }
 
 VOLUME: Schema = {
@@ -240,7 +243,11 @@ BACKUP: Schema = {
 _volume = Param("volume", VOLUME_ID, "the volume", required=True)
 _some_volume = Param("volume", VOLUME_ID, "only this volume")
 _attachment = Param("attachment_id", ATTACHMENT_ID, "may be left out where the volume has one candidate")
-_connector = Param("connector", CONNECTOR, "the host that connects, in Cinder's form", required=True)
+_connector = Param("connector", CONNECTOR, "the host that connects, in Cinder's form", required=True, is_kept=True)
+#: Sequence numbers are SQLite's integers.
+SEQ: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "description": "0 to 9223372036854775807"}
+PAGE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000, "description": "1 to 1000"}
+_page = Param("limit", PAGE, "at most so many, by rising ids; without it and marker, all of them")
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -343,18 +350,18 @@ METHODS: tuple[Method, ...] = (
     ),
     Method(
         "list_volumes",
-        "Every registered volume.",
+        "Every registered volume, or a page of them.",
         Role.READER,
-        (),
+        (_page, Param("marker", VOLUME_ID, "only volumes after this one: the last of the page before")),
         {"type": "array", "items": VOLUME},
         changes=False,
     ),
     Method("show_volume", "One volume.", Role.READER, (_volume,), VOLUME, changes=False),
     Method(
         "list_attachments",
-        "Every attachment, or those of one volume.",
+        "Every attachment, or those of one volume, or a page of them.",
         Role.READER,
-        (_some_volume,),
+        (_some_volume, _page, Param("marker", ATTACHMENT_ID, "only those after this one: the last of the page before")),
         {"type": "array", "items": ATTACHMENT},
         changes=False,
     ),
@@ -375,15 +382,11 @@ METHODS: tuple[Method, ...] = (
             Param("attachment_id", ATTACHMENT_ID, "only this attachment"),
             Param(
                 "since",
-                {"type": "integer", "minimum": 0, "description": "0 or more"},
+                SEQ,
                 "only rows after this sequence number; without it, the newest rows",
             ),
-            Param(
-                "limit",
-                {"type": "integer", "minimum": 1, "maximum": 1000, "description": "1 to 1000"},
-                "at most so many rows",
-                default=100,
-            ),
+            Param("limit", PAGE, "at most so many rows; a page that is long in bytes has fewer", default=100),
+            Param("before", SEQ, "only rows before this sequence number"),
         ),
         HISTORY,
         changes=False,
@@ -418,7 +421,7 @@ METHODS: tuple[Method, ...] = (
         (
             Param(
                 "since",
-                {"type": "integer", "minimum": 0, "description": "0 or more"},
+                SEQ,
                 "first everything after this sequence number; without it, only what is new",
             ),
         ),

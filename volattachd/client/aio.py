@@ -25,6 +25,7 @@ from volattachd.client.connection import DEFAULT_TIMEOUT
 from volattachd.client.protocol import MAX_ANSWER, Exchange, Notification, Unreachable
 from volattachd.client.transport import dial
 from volattachd.client.unix import DEFAULT_SOCKET, Link, words
+from volattachd.errors import VolattachError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,7 +163,22 @@ class Client:
         await self._connection.close()
 
     async def run(self, call: Call[T], timeout: float | None = None) -> T:
-        """The result of a call of ``client/calls.py``, sent again where that is safe."""
+        """The result of a call of ``client/calls.py``, sent again where that is safe; a list comes whole, in pages."""
+        requests = call.requests()
+        try:
+            request = next(requests)
+            while True:
+                try:
+                    result = await self._run(request, timeout)
+                except VolattachError as error:
+                    request = requests.throw(error)
+                else:
+                    request = requests.send(result)
+        except StopIteration as end:
+            whole: T = end.value
+            return whole
+
+    async def _run(self, call: Call[T], timeout: float | None) -> T:
         async with self._turn:
             allowance = self.timeout if timeout is None else timeout
             tries = Tries(call, allowance, self._known or self._connection.opened)

@@ -10,20 +10,27 @@ Laws:
 2. ``reserve_volume`` always has an id: without one of its caller's, it picks one, so that a lost answer costs nothing.
 3. What was not sent may always be sent later: who has been connected before waits for a daemon that is away.
 4. An error that the daemon answered is its answer. It is the caller's to act on, and nothing is sent again for it.
+5. A list is whole. If the daemon's answer is a page of it, or none because all of it is too long for an answer, the
+   client asks for one page after the other; who gives ``limit`` or ``marker`` asks for pages himself.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from volattachd.client import results
 from volattachd.client.protocol import AccessRefused, NoAnswer, Unreachable
+from volattachd.errors import InvalidInput
 
 T = TypeVar("T")
+R = TypeVar("R")
+Rows = list[results.HistoryRow]
 
+#: Rows of a page, and of history where nobody says how many.
+PAGE, _HISTORY = 1000, 100
 #: Pauses between two tries, doubled from the first to the last, in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0
 
@@ -36,6 +43,50 @@ class Call(Generic[T]):
         self.method = method
         self.again = again
         self.params = {name: value for name, value in params.items() if value is not None}
+
+    def requests(self) -> Generator[Call[T], T, T]:
+        """What to send one after the other: each answer is sent back in, and the result is what is returned."""
+        return (yield self)
+
+
+class _List(Call[list[R]]):
+    """The rows of a list, which have a key ``key`` that pages go by."""
+
+    def __init__(self, method: str, key: str, params: dict[str, Any]) -> None:
+        super().__init__(method, True, params)
+        self._key = key
+
+    def requests(self) -> Generator[Call[list[R]], list[R], list[R]]:
+        try:
+            return (yield self)
+        except InvalidInput as error:
+            if "max_answer_bytes" not in error.details or {"limit", "marker"} & self.params.keys():
+                raise
+        rows: list[R] = []
+        page = yield self._page({"limit": PAGE})
+        while page:
+            rows += page
+            page = yield self._page({"limit": PAGE, "marker": page[-1][self._key]})  # type: ignore[index]
+        return rows
+
+    def _page(self, params: dict[str, Any]) -> Call[list[R]]:
+        return Call(self.method, True, {**self.params, **params})
+
+
+class _History(Call[list[results.HistoryRow]]):
+    """Rows of history: as many as were asked for, though a page may have fewer."""
+
+    def requests(self) -> Generator[Call[Rows], Rows, Rows]:
+        rows = page = yield self
+        while page and len(rows) < self.params.get("limit", _HISTORY):
+            further = {"since": page[-1]["seq"]} if "since" in self.params else {"before": page[0]["seq"]}
+            page = yield Call(self.method, True, {**self.params, **further, "limit": self._left(rows)})
+            rows = rows + page if "since" in self.params else page + rows
+        return rows
+
+    def _left(self, rows: Rows) -> int:
+        left: int = self.params.get("limit", _HISTORY) - len(rows)
+        return left
 
 
 class Tries:
@@ -144,9 +195,9 @@ def unregister_volume(volume: str) -> Call[results.Unregistered]:
     return Call("unregister_volume", False, {"volume": volume})
 
 
-def list_volumes() -> Call[list[results.Volume]]:
-    """Every registered volume."""
-    return Call("list_volumes", True, {})
+def list_volumes(limit: int | None = None, marker: str | None = None) -> Call[list[results.Volume]]:
+    """Every registered volume; with ``limit`` or ``marker``, a page of them."""
+    return _List("list_volumes", "volume", {"limit": limit, "marker": marker})
 
 
 def show_volume(volume: str) -> Call[results.Volume]:
@@ -154,9 +205,11 @@ def show_volume(volume: str) -> Call[results.Volume]:
     return Call("show_volume", True, {"volume": volume})
 
 
-def list_attachments(volume: str | None = None) -> Call[list[results.Attachment]]:
-    """Every attachment, or those of one volume."""
-    return Call("list_attachments", True, {"volume": volume})
+def list_attachments(
+    volume: str | None = None, limit: int | None = None, marker: str | None = None
+) -> Call[list[results.Attachment]]:
+    """Every attachment, or those of one volume; with ``limit`` or ``marker``, a page of them."""
+    return _List("list_attachments", "attachment_id", {"volume": volume, "limit": limit, "marker": marker})
 
 
 def show_attachment(attachment_id: str) -> Call[results.Attachment]:
@@ -165,11 +218,15 @@ def show_attachment(attachment_id: str) -> Call[results.Attachment]:
 
 
 def get_history(
-    volume: str | None = None, attachment_id: str | None = None, since: int | None = None, limit: int | None = None
+    volume: str | None = None,
+    attachment_id: str | None = None,
+    since: int | None = None,
+    limit: int | None = None,
+    before: int | None = None,
 ) -> Call[list[results.HistoryRow]]:
-    """What happened, from the journal, oldest first."""
-    only = {"volume": volume, "attachment_id": attachment_id, "since": since, "limit": limit}
-    return Call("get_history", True, only)
+    """What happened, from the journal, oldest first: ``limit`` rows, in as many pages as they need."""
+    only = {"volume": volume, "attachment_id": attachment_id, "since": since, "limit": limit, "before": before}
+    return _History("get_history", True, only)
 
 
 def reconcile(dry_run: bool | None = None) -> Call[results.Reconciliation]:

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from volattachd.errors import VolattachError, by_code
 from volattachd.rpc import strictjson
 
-#: Bytes of one answer. A list of a hundred thousand volumes fits.
-MAX_ANSWER = 64 * 1024 * 1024
+#: Bytes of one answer, and commas and opening brackets in it: lists that are longer come in pages.
+MAX_ANSWER, _MAX_PARTS = 8 * 1024 * 1024, 1024 * 1024
 
 #: An answer repeats what its request nested to the limit, a few levels further down.
 _MAX_DEPTH = 2 * strictjson.MAX_DEPTH
@@ -153,7 +153,7 @@ class Exchange:
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
-            message = strictjson.loads(line, _MAX_DEPTH)
+            message = strictjson.loads(line, _MAX_DEPTH, _MAX_PARTS)
         except strictjson.Refused as error:
             raise self._bad_answer(error.reason) from error
         if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":

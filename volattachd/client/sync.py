@@ -28,6 +28,7 @@ from volattachd.client.protocol import (
     Unreachable,
 )
 from volattachd.client.unix import DEFAULT_SOCKET
+from volattachd.errors import VolattachError
 
 __all__ = [
     "DEFAULT_SOCKET",
@@ -87,7 +88,22 @@ class Client:
         self._connection.close()
 
     def run(self, call: Call[T], timeout: float | None = None) -> T:
-        """The result of a call of ``client/calls.py``, sent again where that is safe."""
+        """The result of a call of ``client/calls.py``, sent again where that is safe; a list comes whole, in pages."""
+        requests = call.requests()
+        try:
+            request = next(requests)
+            while True:
+                try:
+                    result = self._run(request, timeout)
+                except VolattachError as error:
+                    request = requests.throw(error)
+                else:
+                    request = requests.send(result)
+        except StopIteration as end:
+            whole: T = end.value
+            return whole
+
+    def _run(self, call: Call[T], timeout: float | None) -> T:
         allowance = self.timeout if timeout is None else timeout
         tries = Tries(call, allowance, self._known or self._connection.opened)
         while True:

@@ -101,6 +101,10 @@ def _addresses_of(interface: str) -> list[Address]:
     return [address for address in found if not address.is_link_local]
 
 
+#: Characters of a value that a message repeats.
+_SHOWN = 80
+
+
 def reachable_portals(portals: Sequence[Portal], connector_ip: object) -> list[Portal]:
     """The portals to give to one connector, the best first; a wildcard becomes this host's address towards it.
 
@@ -128,7 +132,13 @@ def _peer_address(connector_ip: object) -> Address | None:
     try:
         peer = ip_address(str(connector_ip))
     except ValueError as error:
-        raise InvalidInput(f"connector.ip {connector_ip!r} is not an IP address") from error
+        shown = str(connector_ip)[:_SHOWN]
+        raise InvalidInput(f"connector.ip {shown!r} is not an IP address") from error
+    if peer.version == 6 and peer.is_link_local:
+        raise InvalidInput(
+            f"connector.ip {str(peer)[:_SHOWN]!r} is a link-local address, which names a host on one link alone",
+            "give an address that is routed, or leave ip out: then every portal is named",
+        )
     if isinstance(peer, IPv6Address) and peer.ipv4_mapped:
         return peer.ipv4_mapped
     return peer

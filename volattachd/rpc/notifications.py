@@ -2,8 +2,9 @@
 
 Rules:
 
-1. The journal is the queue. A subscription remembers one number, reads the rows after it, and waits in the journal
-   for more: a client that is slow, or away, costs no memory, and a restart of the daemon loses nothing.
+1. The journal is the queue. A subscription remembers one number, reads a few rows after it, and waits in the journal
+   for more: a client that is slow costs the memory of these few, one that is away costs none, and a restart of the
+   daemon loses nothing.
 2. Rows are sent in the order of their numbers, without a gap: the number of a row is one more than that of the
    row before it, or the subscription ends and says so.
 3. Two threads send on one connection, one at a time. After a line that went out in part nothing is sent any more:
@@ -31,8 +32,8 @@ from volattachd.telemetry import messages
 log = logging.getLogger(__name__)
 
 CHANGED, ENDED = "volume_changed", "subscription_ended"
-#: Rows that are read at a time.
-_ROWS = 32
+#: Rows that are read at a time, and their bytes: what a subscriber that does not read keeps in memory.
+_ROWS, _BYTES = 32, 64 * 1024
 
 
 class Outlet:
@@ -147,15 +148,17 @@ class Subscription:
         """Row after row, until somebody ends it."""
         while not self._stopped:
             self._journal.wait_beyond(self._seq, lambda: self._stopped)
-            rows = self._journal.history(since=self._seq, limit=_ROWS)
-            if not self._stopped and (not rows or rows[0]["seq"] != self._seq + 1):
-                return self._say_end("trimmed", f"the row after {self._seq} is no longer kept")
-            for row in rows:
+            before = self._seq
+            for row in self._journal.history_page(since=before, limit=_ROWS, max_bytes=_BYTES):
                 if self._stopped:
                     return None
+                if row["seq"] != self._seq + 1:
+                    break
                 if not self._outlet.offer(_notification(CHANGED, row)):
                     return self._say_end("slow", "notifications were not read in time")
                 self._seq = row["seq"]
+            if self._seq == before and not self._stopped:
+                return self._say_end("trimmed", f"the row after {self._seq} is no longer kept")
         return None
 
     def _say_end(self, reason: str, message: str) -> None:
@@ -171,23 +174,27 @@ class ConnectionFeed:
         self._outlet = outlet
         self._drop = drop
         self._subscription: Subscription | None = None
+        #: Whether a subscription waits for the answer to the message that asked for it.
+        self.waits = False
 
     def follow(self, journal: Journal, since: int) -> None:
         """As Feed says."""
         self.unfollow()
         self._outlet.is_shared = True
         self._subscription = Subscription(journal, since, self._outlet, self._drop)
+        self.waits = True
 
     def unfollow(self) -> bool:
         """As Feed says."""
-        subscription, self._subscription = self._subscription, None
+        subscription, self._subscription, self.waits = self._subscription, None, False
         if subscription is not None:
             subscription.stop()
             self._outlet.is_shared = False
         return subscription is not None
 
     def answered(self) -> None:
-        """The call that may have subscribed is answered."""
+        """The message that may have subscribed is answered as a whole."""
+        self.waits = False
         if self._subscription is not None:
             self._subscription.begin()
 

@@ -2,8 +2,10 @@
 
 A connection's calls are answered in order, by its own thread; whoever wants calls side by side opens more
 connections. A thread that writes to a client which does not read stops reading from it, so what a client can make
-the daemon hold is one message and one answer. A connection that subscribed has a second thread, which sends
-(events.py). Sockets of connections never block: a time-out of the socket module would be shared by both threads.
+the daemon hold is one message and one answer, and of one uid all of these together are limited. Some connections are
+reserved for admins, and a uid without a role gets none: others cannot lock an admin out. A connection that subscribed
+has a second thread, which sends (notifications.py). Sockets of connections never block: a time-out of the socket module
+would be shared by both threads.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import socket
 import stat
 import threading
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from volattachd.api.access import Access, Peer, peer_of
 from volattachd.api.methods import Role
 from volattachd.concurrency.locks import Deadline
-from volattachd.errors import Busy, ConfigError
+from volattachd.errors import Busy, ConfigError, PermissionDenied, VolattachError
 from volattachd.rpc import strictjson
 from volattachd.rpc.dispatch import Client, Dispatcher, error_data, refusal
 from volattachd.rpc.framing import Decoder, Frame
+from volattachd.rpc.limits import Limits
 from volattachd.rpc.notifications import ConnectionFeed, Outlet, wait_for
 from volattachd.state.lock import is_past_running
 from volattachd.telemetry import messages
+from volattachd.telemetry.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -41,29 +45,29 @@ _CHUNK = 65536
 _LAST_ANSWERS = 2.0
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What clients may take. Times in seconds."""
-
-    connections: int
-    connections_per_uid: int
-    message_seconds: float
-    unread_seconds: float
-
-
 class Server:
     """Serves one listening socket until it is stopped."""
 
-    def __init__(self, listener: socket.socket, dispatcher: Dispatcher, access: Access, limits: Limits) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        dispatcher: Dispatcher,
+        access: Access,
+        limits: Limits,
+        throttle: Throttle | None = None,
+    ) -> None:
         self._listener = listener
         self._dispatcher = dispatcher
         self.access = access
         self._limits = limits
+        self._throttle = throttle or Throttle(limits.max_logged_refusals)
+        self._held = Held(limits.max_held_bytes_per_uid)
         self._lock = threading.Lock()
         self._closed = threading.Condition(self._lock)
-        #: Every connection with the uid that it counts for; the daemon's own count for nobody.
-        self._open: dict[socket.socket, int | None] = {}
+        #: Every connection with the peer that it counts for; the daemon's own count for nobody.
+        self._open: dict[socket.socket, Client | None] = {}
         self._by_uid: Counter[int] = Counter()
+        self._of_others = 0  # connections of those who are no admins
         self._stopping = False
         self._wake, self._woken = socket.socketpair()
 
@@ -136,46 +140,61 @@ class Server:
             connection.close()
             return
         role = Role.READER if own else self.access.role_of(peer)
-        refusal = self._register(connection, None if own else peer.uid)
+        client = Client(peer, role)
+        refusal = self._register(connection, None if own else client)
         if refusal is not None:
             self._turn_away(connection, peer, refusal)
             return
-        thread = threading.Thread(
-            target=self._serve, args=(connection, Client(peer, role)), name=f"uid {peer.uid}", daemon=True
-        )
+        thread = threading.Thread(target=self._serve, args=(connection, client), name=f"uid {peer.uid}", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # no thread is to be had
             self._turn_away(connection, peer, Busy(f"the connection cannot be served now: {error}", "try again later"))
             self._unregister(connection)
 
-    def _turn_away(self, connection: socket.socket, peer: Peer, refusal: Busy) -> None:
-        messages.CONNECTION_REFUSED.tell(uid=peer.uid, pid=peer.pid, reason=refusal.message)
+    def _turn_away(self, connection: socket.socket, peer: Peer, refusal: VolattachError) -> None:
+        self._throttle.tell(messages.CONNECTION_REFUSED, uid=peer.uid, pid=peer.pid, reason=refusal.message)
         connection.setblocking(False)
         _tell(Outlet(connection, 0), refusal)
         connection.close()
 
-    def _register(self, connection: socket.socket, uid: int | None) -> Busy | None:
+    def _register(self, connection: socket.socket, client: Client | None) -> VolattachError | None:
         with self._lock:
-            refusal = None if uid is None else self._refuse(uid)
+            refusal = None if client is None else self._refuse(client)
             if refusal is None:
-                self._open[connection] = uid
-                self._by_uid.update(() if uid is None else (uid,))
+                self._open[connection] = client
+                self._count(client, 1)
             return refusal
 
-    def _refuse(self, uid: int) -> Busy | None:
-        """Why a client of that uid cannot have another connection now; None where it can."""
-        if self._by_uid.total() >= self._limits.connections:
-            return Busy(f"all {self._limits.connections} connections are in use", "close one, or try again later")
-        if self._by_uid[uid] >= self._limits.connections_per_uid:
-            limit = self._limits.connections_per_uid
+    def _count(self, client: Client | None, more: int) -> None:
+        if client is not None:
+            self._by_uid[client.peer.uid] += more
+            self._of_others += 0 if client.role >= Role.ADMIN else more
+            if not self._by_uid[client.peer.uid]:
+                del self._by_uid[client.peer.uid]
+
+    def _refuse(self, client: Client) -> VolattachError | None:
+        """Why a client cannot have another connection now; None where it can."""
+        limits, uid = self._limits, client.peer.uid
+        if client.role is Role.NOBODY:
+            return PermissionDenied(f"uid {uid} has no role", "an admin grants roles in [access] of the configuration")
+        if self._by_uid.total() >= limits.connections:
+            return Busy(f"all {limits.connections} connections are in use", "close one, or try again later")
+        for_others = limits.connections - min(limits.admin_connections, limits.connections // 2)
+        if client.role < Role.ADMIN and self._of_others >= for_others:
+            return Busy(
+                f"all {for_others} connections that are not reserved for admins are in use",
+                "close one, or try again later",
+            )
+        if self._by_uid[uid] >= limits.connections_per_uid:
+            limit = limits.connections_per_uid
             return Busy(f"uid {uid} has all of its {limit} connections open", "close one, or try again later")
         return None
 
     def _serve(self, connection: socket.socket, client: Client) -> None:
         try:
             connection.setblocking(False)
-            Conversation(connection, self._dispatcher, client, self._limits).run()
+            Conversation(connection, self._dispatcher, client, self._limits, self._held).run()
         except OSError as error:
             log.debug("the connection of uid %d pid %d ended: %s", client.peer.uid, client.peer.pid, error)
         finally:
@@ -184,22 +203,52 @@ class Server:
 
     def _unregister(self, connection: socket.socket) -> None:
         with self._closed:
-            uid = self._open.pop(connection)
-            self._by_uid.subtract(() if uid is None else (uid,))
+            self._count(self._open.pop(connection), -1)
             self._closed.notify_all()
+
+
+class Held:
+    """Bytes of unfinished messages and of answers that are not sent yet, for each uid."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._by_uid: Counter[int] = Counter()
+
+    def change(self, uid: int, more: int) -> bool:
+        """Count so many bytes more, or fewer; False, and nothing is counted, where they would be too many."""
+        with self._lock:
+            if more > 0 and self._by_uid[uid] + more > self._limit:
+                return False
+            self._by_uid[uid] += more
+            if not self._by_uid[uid]:
+                del self._by_uid[uid]
+            return True
+
+    def refusal(self, uid: int) -> Busy:
+        """What is answered in place of what would be too much."""
+        return Busy(
+            f"uid {uid} has {self._limit} bytes of messages and answers under way ([limits] max_held_bytes_per_uid)",
+            "read the answers, then send the call again",
+        )
 
 
 class Conversation:
     """One connection, from its first byte to its last."""
 
-    def __init__(self, connection: socket.socket, dispatcher: Dispatcher, client: Client, limits: Limits) -> None:
+    def __init__(
+        self, connection: socket.socket, dispatcher: Dispatcher, client: Client, limits: Limits, held: Held
+    ) -> None:
         """``connection`` does not block."""
         self._connection = connection
         self._dispatcher = dispatcher
         self._limits = limits
         self._outlet = Outlet(connection, limits.unread_seconds)
         self._feed = ConnectionFeed(self._outlet, lambda: _shut(connection))
-        self._client = replace(client, feed=self._feed, before_waiting=self._send_answers)
+        self._client = replace(client, feed=self._feed, before_waiting=self._flush)
+        self._uid = client.peer.uid
+        self._held = held
+        self._pending = 0  # bytes of an unfinished message that are counted
         self._answers = bytearray()
         self._decoder = Decoder()
         self._deadline: Deadline | None = None
@@ -209,6 +258,7 @@ class Conversation:
         try:
             self._converse()
         finally:
+            self._held.change(self._uid, -self._pending)
             self._feed.unfollow()
 
     def _converse(self) -> None:
@@ -227,6 +277,16 @@ class Conversation:
             self._send_answers()
             if not goes_on or self._decoder.broken:
                 return
+            if not self._count_pending():
+                _tell(self._outlet, self._held.refusal(self._uid))
+                return
+
+    def _count_pending(self) -> bool:
+        pending = self._decoder.pending
+        if not self._held.change(self._uid, pending - self._pending):
+            return False
+        self._pending = pending
+        return True
 
     def _receive(self) -> bytes | None:
         """The next bytes; empty at the end of the stream, None where a message took too long."""
@@ -242,32 +302,50 @@ class Conversation:
         return None
 
     def _handle(self, frame: Frame) -> bool:
-        """Answer one frame; False where what follows it cannot be trusted: the stream is to be closed."""
+        """Answer one frame; False if nothing that follows it is to be answered: the stream is to be closed."""
+        if self._feed.waits:
+            self._send_answers()
         try:
             if frame.error is not None:
                 raise frame.error
             answer = self._dispatcher.answer(frame.data, self._client)
         except strictjson.Refused as error:
-            self._say(strictjson.dumps(refusal(error)))
-            return not isinstance(error, strictjson.NotJson)
-        if answer is not None:
-            self._say(answer)
-        return True
+            return self._say(strictjson.dumps(refusal(error))) and not isinstance(error, strictjson.NotJson)
+        return answer is None or self._say(answer)
 
-    def _say(self, answer: bytes) -> None:
+    def _say(self, answer: bytes) -> bool:
+        """Send the answer, or keep it for a moment; False if its uid has too much under way already."""
+        if len(answer) > _CHUNK:
+            self._flush()
+            return self._send_long(answer)
         self._answers += answer + b"\n"
         if len(self._answers) > _CHUNK:
-            self._send_answers()
+            self._flush()
+        return True
+
+    def _send_long(self, answer: bytes) -> bool:
+        if not self._held.change(self._uid, len(answer)):
+            _tell(self._outlet, self._held.refusal(self._uid))
+            return False
+        try:
+            self._outlet.send(answer + b"\n")
+        finally:
+            self._held.change(self._uid, -len(answer))
+        return True
 
     def _send_answers(self) -> None:
+        """Send what is answered, and begin the notifications of a subscription that is answered by it."""
+        self._flush()
+        self._feed.answered()
+
+    def _flush(self) -> None:
         """Send what is answered: calls that came together are answered together, unless one may take long."""
         answers, self._answers = bytes(self._answers), bytearray()
         if answers:
             self._outlet.send(answers)
-        self._feed.answered()
 
 
-def _tell(outlet: Outlet, error: Busy) -> None:
+def _tell(outlet: Outlet, error: VolattachError) -> None:
     body = {"code": error.code, "message": error.message, "data": error_data(error)}
     try:
         outlet.send(strictjson.dumps({"jsonrpc": "2.0", "error": body, "id": None}) + b"\n")

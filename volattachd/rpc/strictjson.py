@@ -7,8 +7,9 @@ Rules:
 3. What is JSON but means different things to different readers is NotAllowed: -32600. These are duplicate
    keys, integers past 64 bits, numbers that overflow a double, lone surrogates, and nesting past the limit.
 4. ``loads(dumps(value)) == value`` for every value that ``loads`` can give.
-
-Neither the time nor the memory of a refusal grows with more than the length of what is refused.
+5. Reading and refusing take time and memory linear in the length of the text. The memory of the value is bounded apart
+   from the length, since two bytes (``[]``) can become a hundred: by the number of commas and opening brackets, which
+   is never less than the number of values.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ MAX_DEPTH = 32
 
 #: Bytes of one message.
 MAX_BYTES = 1024 * 1024
+
+#: Commas and opening brackets of one message, those inside strings included. Each stands for 208 bytes at most.
+MAX_PARTS = 32 * 1024
 
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 #: No integer of 64 bits is written longer than this; so int() never sees thousands of digits.
@@ -46,8 +50,14 @@ class NotAllowed(Refused):
     """The bytes are JSON, but beyond what is taken here: send a value that means one thing to everybody."""
 
 
-def loads(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
+class Written(bytes):
+    """JSON that is written already: ``dumps`` takes it as it is, as the value of a member of an object."""
+
+
+def loads(data: bytes, max_depth: int = MAX_DEPTH, max_parts: int = MAX_PARTS) -> Any:
     """The value of one JSON text. Raises NotJson or NotAllowed."""
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > max_parts:
+        raise NotAllowed(f"the message has more than {max_parts} commas and opening brackets")
     text = _decode(data)
     try:
         value = _DECODER.decode(text)
@@ -66,6 +76,28 @@ def dumps(value: Any) -> bytes:
     A lone surrogate (out of a file name that is not UTF-8, say, inside an error's message) has no form in
     UTF-8: U+FFFD stands in for it, so that the answer can still be given.
     """
+    if isinstance(value, dict) and any(isinstance(member, Written) for member in value.values()):
+        return b"{" + b",".join(_encode(key) + b":" + _member(member) for key, member in value.items()) + b"}"
+    return _encode(value)
+
+
+def abridged(value: Any, length: int) -> str:
+    """How the JSON of ``value`` begins, in ASCII. What follows is not made: it may be very long."""
+    if isinstance(value, str):
+        value = value[: length + 1]
+    text = ""
+    for piece in _PIECES.iterencode(value):
+        text += piece[: length + 1]
+        if len(text) > length:
+            return text[: length - 3] + "..."
+    return text
+
+
+def _member(value: Any) -> bytes:
+    return value if isinstance(value, Written) else _encode(value)
+
+
+def _encode(value: Any) -> bytes:
     text = _ENCODER.encode(value)
     try:
         return text.encode()
@@ -132,36 +164,72 @@ def _needs_a_walk(text: str, max_depth: int) -> bool:
 
 
 def _walk(root: Any, max_depth: int) -> None:
-    """Raises NotAllowed for nesting past the limit and for lone surrogates, in keys and in values."""
-    waiting: list[tuple[Any, int, str]] = [(root, 1, "")]
-    while waiting:
-        value, depth, path = waiting.pop()
-        if isinstance(value, str):
-            _check_text(value, path)
-        elif isinstance(value, (dict, list)):
-            if depth > max_depth:
-                raise NotAllowed(_too_deep(max_depth))
-            waiting.extend((child, depth + 1, where) for child, where in _children(value, path))
+    """Raises NotAllowed for nesting past the limit and for lone surrogates, in keys and in values.
+
+    The way to what is wrong is put together on the way out of it: it costs nothing while nothing is wrong.
+    """
+    try:
+        _check(root, max_depth)
+    except _TooDeep:
+        raise NotAllowed(_too_deep(max_depth)) from None
+    except _LoneSurrogate as found:
+        where = f" in {found.way}" if found.way else ""
+        raise NotAllowed(f"the string {_quoted(found.text)}{where} has a lone surrogate") from None
 
 
-def _children(value: dict[str, Any] | list[Any], path: str) -> list[tuple[Any, str]]:
-    if isinstance(value, list):
-        return [(child, f"{path}[{index}]") for index, child in enumerate(value)]
-    for key in value:
-        _check_text(key, path)
-    prefix = f"{path}." if path else ""
-    return [(child, prefix + _quoted(key)[1:-1]) for key, child in value.items()]
+class _TooDeep(Exception):
+    """Nested past the limit."""
 
 
-def _check_text(text: str, path: str) -> None:
+class _LoneSurrogate(Exception):
+    """A text that cannot be sent, and the way to it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.way = ""
+
+    def inside(self, place: str) -> _LoneSurrogate:
+        between = "." if self.way and not self.way.startswith("[") else ""
+        self.way = f"{place}{between}{self.way}"
+        return self
+
+
+def _check(value: Any, levels: int) -> None:
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, (dict, list)):
+        if levels == 0:
+            raise _TooDeep
+        _check_list(value, levels - 1) if isinstance(value, list) else _check_object(value, levels - 1)
+
+
+def _check_list(value: list[Any], levels: int) -> None:
+    for index, child in enumerate(value):
+        try:
+            _check(child, levels)
+        except _LoneSurrogate as found:
+            raise found.inside(f"[{index}]") from None
+
+
+def _check_object(value: dict[str, Any], levels: int) -> None:
+    for key, child in value.items():
+        _check_text(key)
+        try:
+            _check(child, levels)
+        except _LoneSurrogate as found:
+            raise found.inside(_quoted(key)[1:-1]) from None
+
+
+def _check_text(text: str) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        where = f" in {path}" if path else ""
-        raise NotAllowed(f"the string {_quoted(text)}{where} has a lone surrogate") from error
+    except UnicodeEncodeError:
+        raise _LoneSurrogate(text) from None
 
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_integer, parse_float=_number, parse_constant=_constant
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_PIECES = json.JSONEncoder(allow_nan=False)

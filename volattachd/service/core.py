@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from volattachd import __version__
+from volattachd.api.paging import Rows, page_of
 from volattachd.api.views import attachment_view, connection_view, gone_view, volume_view
 from volattachd.concurrency.locks import Deadline, Turns, Workers, target_of
 from volattachd.config import Config
@@ -104,6 +105,7 @@ class Service:
         self._ttl = config.ttl
         self._bindings = InitiatorBindings(config.initiators)
         self._holdings = Holdings(journal.attachments.all(), config.attachments_per_uid)
+        self._page_bytes = config.max_page_bytes
         self._turns = Turns()
         self._workers = Workers()
         self._conditions = Conditions()
@@ -381,19 +383,22 @@ class Service:
 
     # Looking.
 
-    def list_volumes(self, caller: Caller) -> list[View]:
-        """Every registered volume."""
-        return [self._view(volume) for volume in list(self.journal.volumes.values())]
+    def list_volumes(self, caller: Caller, limit: int | None = None, marker: str | None = None) -> Rows:
+        """Every registered volume; with ``limit`` or ``marker``, a page of them."""
+        rows, is_page = list(self.journal.volumes.values()), bool(limit or marker)
+        return Rows(page_of(rows, limit, marker) if is_page else rows, self._view, is_page)
 
     def show_volume(self, caller: Caller, volume: str) -> View:
         """One volume."""
         return self._view(self._rows.volume(volume))
 
-    def list_attachments(self, caller: Caller, volume: str | None = None) -> list[View]:
-        """Every attachment, or those of one volume."""
-        if volume is None:
-            return [attachment_view(row) for row in self.journal.attachments.all()]
-        return [attachment_view(row) for row in self.journal.attachments.of_volume(self._rows.volume(volume).id)]
+    def list_attachments(
+        self, caller: Caller, volume: str | None = None, limit: int | None = None, marker: str | None = None
+    ) -> Rows:
+        """Every attachment, or those of one volume; with ``limit`` or ``marker``, a page of them."""
+        found, is_page = self.journal.attachments, bool(limit or marker)
+        rows = found.all() if volume is None else found.of_volume(self._rows.volume(volume).id)
+        return Rows(page_of(rows, limit, marker) if is_page else rows, attachment_view, is_page)
 
     def show_attachment(self, caller: Caller, attachment_id: str) -> View:
         """One attachment; one that has ended has the state ``gone``."""
@@ -409,9 +414,10 @@ class Service:
         attachment_id: str | None = None,
         since: int | None = None,
         limit: int = 100,
-    ) -> list[View]:
+        before: int | None = None,
+    ) -> Rows:
         """What happened, oldest first."""
-        return self.journal.history(volume, attachment_id, since, limit)
+        return self.journal.history_page(volume, attachment_id, since, limit, before, self._page_bytes)
 
     def subscribe(self, caller: Caller, feed: Feed, since: int | None = None) -> View:
         """Send each further row of the journal over this connection; with ``since``, everything after it first."""

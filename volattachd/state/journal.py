@@ -40,6 +40,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from volattachd.api.paging import Rows
 from volattachd.errors import JournalFailed, JournalUnusable
 from volattachd.model import Attachment, Caller, Volume, now
 from volattachd.state.checksums import hash_link, hash_row
@@ -68,6 +69,8 @@ __all__ = ["SCHEMA_VERSION", "Attachments", "Change", "Journal", "open_connectio
 #: lock that is given back and asked for at once mostly stays with the same thread.
 _COPY_PAGES, _PAUSE = 256, 0.001
 _SQLITE_DONE = 101  # the sqlite3 module of Python 3.10 has no name for it
+#: No row has this number.
+_NO_SEQ = 2**63 - 1
 _ADD_LINE = f"INSERT INTO journal ({', '.join(LINE)}) VALUES ({', '.join('?' * len(LINE))})"  # noqa: S608
 
 
@@ -272,8 +275,25 @@ class Journal:
         attachment_id: str | None = None,
         since: int | None = None,
         limit: int = 100,
+        before: int | None = None,
+        max_bytes: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Lines of history, oldest first: those after ``since``, or without it the newest ``limit``."""
+        """Lines of history, oldest first: see ``history_page``."""
+        return list(self.history_page(volume, attachment_id, since, limit, before, max_bytes))
+
+    def history_page(
+        self,
+        volume: str | None = None,
+        attachment_id: str | None = None,
+        since: int | None = None,
+        limit: int = 100,
+        before: int | None = None,
+        max_bytes: int | None = None,
+    ) -> Rows:
+        """Lines of history before ``before``, oldest first: those after ``since``, or without it the newest ``limit``.
+
+        They are fewer where more would have more than ``max_bytes``, though at least one.
+        """
         where, values = ["1"], []
         for column, value in (("volume", volume), ("attachment_id", attachment_id)):
             if value is not None:
@@ -282,10 +302,11 @@ class Journal:
         order = "DESC" if since is None else "ASC"
         query = (
             f"SELECT * FROM journal WHERE {' AND '.join(where)} AND seq > ?"  # noqa: S608 - no caller's text
-            f" ORDER BY seq {order} LIMIT ?"
+            f" AND seq < ? ORDER BY seq {order} LIMIT ?"
         )
-        lines = self._lines(query, *values, since or 0, limit)
-        return lines[::-1] if since is None else lines
+        end = _NO_SEQ if before is None else before
+        lines = self._lines(query, *values, since or 0, end, limit, max_bytes=max_bytes)
+        return Rows(lines[::-1] if since is None else lines, _as_it_is, is_page=True)
 
     def last_ended(self, volume: str) -> dict[str, Any] | None:
         """The line of history with which the volume's latest attachment to end did so, or None."""
@@ -314,12 +335,13 @@ class Journal:
             return bool(lines[0]["after"] is None and lines[0]["attachment_id"] is None)
         return self._first("SELECT id FROM ended_volumes WHERE id = ?", volume) is not None
 
-    def _lines(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        """Lines of history, with the connectors that they refer to."""
+    def _lines(self, query: str, *values: Any, max_bytes: int | None = None) -> list[dict[str, Any]]:
+        """Lines of history, with the connectors that they refer to; no more than fit into so many bytes, but one."""
         with self._writer:
             self._check_alive()
             find_connector = self._connectors.finder()
-            return [to_line(row, find_connector) for row in self._db.execute(query, values)]
+            lines = (to_line(row, find_connector) for row in self._db.execute(query, values))
+            return list(lines if max_bytes is None else _up_to(lines, max_bytes))
 
     def _first(self, query: str, *values: Any) -> sqlite3.Row | None:
         with self._writer:
@@ -550,3 +572,17 @@ def _upsert(table: str) -> str:
 def _as_kept(name: str, value: Any) -> Any:
     """A member of a view as the file gives it back: times are floats there."""
     return float(value) + 0.0 if name.endswith("_at") else value
+
+
+def _as_it_is(line: dict[str, Any]) -> dict[str, Any]:
+    return line
+
+
+def _up_to(lines: Iterable[dict[str, Any]], max_bytes: int) -> Iterator[dict[str, Any]]:
+    """The first lines, as many as have so many bytes as JSON; one at least."""
+    left = max_bytes
+    for number, line in enumerate(lines):
+        left -= len(json.dumps(line, ensure_ascii=False).encode(errors="replace"))
+        if left < 0 and number > 0:
+            return
+        yield line

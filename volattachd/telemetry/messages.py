@@ -9,7 +9,8 @@ Laws:
 1. An id is fixed for ever: filters and alerts of operators are made of it. A kind that changes its meaning gets
    another one.
 2. No member is a secret, and none is a whole object that could hold one.
-3. The explanation says what it means and what to do. The message catalogue is made from this table.
+3. A member is cut: who sends something long cannot fill the log with it.
+4. The explanation says what it means and what to do. The message catalogue is made from this table.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 _log = logging.getLogger("volattachd")
+
+#: Characters of one member.
+_LONGEST = 2000
 
 #: The journal's field of each member; a member that has none stands in the line alone.
 FIELDS: dict[str, str] = {
@@ -67,13 +71,23 @@ class Told:
     members: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return self.kind.line.format_map(self.members)
+        return self.kind.line.format_map({name: _cut(value) for name, value in self.members.items()})
 
     def fields(self) -> dict[str, str]:
         """The members that journald can be asked by."""
         return {
-            FIELDS[name]: str(value) for name, value in self.members.items() if name in FIELDS and value is not None
+            FIELDS[name]: str(_cut(value))
+            for name, value in self.members.items()
+            if name in FIELDS and value is not None
         }
+
+
+def _cut(value: Any) -> Any:
+    """The value as it stands in a record: numbers as they are, and of texts the beginning."""
+    if isinstance(value, (int, float)):
+        return value
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text)} characters)"
 
 
 def kinds() -> dict[str, Kind]:
@@ -215,6 +229,15 @@ CALL_FAILED = Kind(
     "The target or the device said no, or a limit or deadline was reached. The attachment is where it was, or "
     "the work "
     "goes on by itself; the same call can be sent again. See the conditions of the volume: volattach show VOLUME.",
+)
+REFUSALS_COUNTED = Kind(
+    "6fa274a69356472d9f4df3834abf3b2f",
+    logging.WARNING,
+    "uid {uid}: {count} more such records within {seconds:.0f} s; the last: {last}",
+    "A user causes more refusals than are logged one by one",
+    "The first max_logged_refusals ([limits] in volattachd.toml(5)) of 10 seconds are logged one by one, then they are "
+    "counted. A program of this user makes calls or connections that are refused, again and again: find out which, by "
+    "its pid.",
 )
 CALL_LATE = Kind(
     "3b59deadeead4d05b65035be03ec9387",
@@ -389,9 +412,10 @@ CONNECTION_REFUSED = Kind(
     "247b63ab76c4472ab41bf05befd54f15",
     logging.WARNING,
     "refused a connection of uid {uid} pid {pid}: {reason}",
-    "A client was refused because a limit was reached",
-    "Either a program leaves its connections open, or the limits are too low for this host: connections and "
-    "connections_per_uid in volattachd.toml(5).",
+    "A client was refused: it has no role, or a limit was reached",
+    "A user without a role cannot hold a connection: see [access] in volattachd.toml(5). If it is a limit, either a "
+    "program leaves its connections open, or the limits are too low for this host: connections, connections_per_uid "
+    "and admin_connections in [limits].",
 )
 PEER_UNKNOWN = Kind(
     "e2b50471c55b4c0199294434779187af",
