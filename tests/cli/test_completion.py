@@ -13,7 +13,9 @@ import pytest
 
 from tests.cli.shells import completed_by_zsh, offered
 from tests.support import AGENT, PATIENCE, Rig, attachment_id, serving
+from volattachd.cli import completion
 from volattachd.cli.parser import SOCKET_VARIABLE
+from volattachd.model import VOLUME_ID
 
 SHELLS = ("bash", "zsh", "fish")
 SOURCED = {
@@ -99,3 +101,9 @@ def test_without_argcomplete_the_command_says_what_to_install(tmp_path: Path) ->
     done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "completion needs argcomplete" in done.stderr and "apt install python3-argcomplete" in done.stderr
+
+
+def test_a_name_that_cannot_be_one_is_not_given_to_the_shell() -> None:
+    rows = [{"volume": name} for name in ("vol-1", "$(touch x)", "a\nb", "../x", "-o", 7, None)]
+    assert completion._names([*rows, "x", {}], "volume", VOLUME_ID) == ["vol-1"]
+    assert completion._names({"volume": "vol-1"}, "volume", VOLUME_ID) == []
