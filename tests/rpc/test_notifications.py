@@ -16,6 +16,7 @@ import pytest
 from tests.support import (
     ADMIN,
     LIMITS,
+    PATIENCE,
     Rig,
     Wire,
     attachment_id,
@@ -33,6 +34,7 @@ from volattachd.api.views import attachment_view
 from volattachd.config import Config
 from volattachd.errors import JournalFailed
 from volattachd.model import State
+from volattachd.rpc.notifications import Outlet, Subscription
 from volattachd.state.journal import Change
 
 
@@ -432,3 +434,18 @@ def test_a_socket_is_writable_only_while_a_quarter_of_its_buffer_is_used() -> No
         while poll.poll(0):
             ours.send(b"x" * 1000)
         assert ours.send(b"y" * 500) == 500
+
+
+@pytest.mark.parametrize("missing", [1, 2, 5])
+def test_a_gap_in_front_of_rows_that_are_kept_ends_the_subscription_before_one_is_sent(rig: Rig, missing: int) -> None:
+    for number in range(8):
+        rig.register(f"vol-{number}")
+    rig.journal.trim(1, 8 - missing, 1000)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    subscription = Subscription(rig.journal, 0, Outlet(ours, PATIENCE), ours.close)
+    subscription.begin()
+    subscription._thread.join(PATIENCE)
+    last = json.loads(theirs.makefile().readline())
+    theirs.close()
+    assert (last["method"], last["params"]["reason"], last["params"]["seq"]) == ("subscription_ended", "trimmed", 0)
