@@ -56,6 +56,34 @@ def test_a_device_that_has_shrunk_keeps_its_size_and_says_so(rig: Rig) -> None:
     assert (size(rig), rig.conditions()) == (MIB, ["DeviceChanged"])
 
 
+def test_a_device_that_was_cut_and_has_grown_again_keeps_its_condition_until_it_is_registered_anew(rig: Rig) -> None:
+    path = rig.directory / "vol-1.img"
+    grow(rig, MIB // 2)
+    rig.service.upkeep.make_round()
+    for size_now in (MIB, 3 * MIB):
+        grow(rig, size_now)
+        rig.restart()
+        for _ in range(2):
+            rig.service.upkeep.make_round()
+            assert (size(rig), rig.conditions()) == (MIB, ["DeviceChanged"])
+    history = rig.service.get_history(ADMIN)
+    assert [line["call"] for line in (history["rows"] if isinstance(history, dict) else history)][-1] == "cut_volume"
+    rig.service.unregister_volume(ADMIN, "vol-1")
+    rig.service.register_volume(ADMIN, "vol-1", str(path))
+    rig.service.upkeep.make_round()
+    assert (size(rig), rig.conditions()) == (3 * MIB, [])
+
+
+def test_a_cut_that_a_call_sees_first_is_kept_as_well(rig: Rig) -> None:
+    rig.reach(State.RESERVED)
+    grow(rig, MIB // 2)
+    with pytest.raises(DriverError, match="has shrunk"):
+        rig.reach(State.CONNECTED)
+    grow(rig, MIB)
+    rig.service.upkeep.make_round()
+    assert rig.conditions() == ["DeviceChanged"]
+
+
 def test_another_device_that_is_larger_is_no_growth(rig: Rig) -> None:
     path = rig.directory / "vol-1.img"
     path.rename(rig.directory / "away.img")

@@ -30,7 +30,7 @@ import stat
 import struct
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,19 @@ _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64 = struct.Struct("@QQQ")
 _LOOP_NAMES = 232 - _LOOP_INFO64.size
 _SECTOR = 512
+
+#: linux/dm-ioctl.h: the head of struct dm_ioctl, struct dm_target_spec, and room for a table of some 100 parts
+_DM_IOCTL = struct.Struct("@3I3IiIIIQ")
+_DM_TARGET = struct.Struct("@QQiI16s")
+_DM_HEADER, _DM_BYTES = 312, 16384
+_DM_TABLE_STATUS = 0xC138FD0C
+_DM_STATUS_TABLE, _DM_NOFLUSH = 1 << 4, 1 << 11
+
+#: The part of a file system that is still free when a sparse file on it has a condition.
+_SPACE_LOW = 0.05
+
+#: The member of a volume's identity that says to which size its device was cut, once that was seen.
+CUT_TO = "cut_to"
 
 _USE_A_DEVICE = "give the path of a block device or of a regular file"
 
@@ -150,6 +163,8 @@ class Finding:
 
     condition: Condition | None
     size: int = 0
+    warnings: tuple[Condition, ...] = ()  # what will fail, or fails already, while the export stays as it is
+    cut_to: int | None = None  # the size of a device that has become smaller than the volume
 
 
 def verify_device(volume: Volume) -> Condition | None:
@@ -160,10 +175,11 @@ def verify_device(volume: Volume) -> Condition | None:
 def examine_device(volume: Volume) -> Finding:
     """Whether the volume's path leads to what was registered, and how large that is now."""
     try:
-        actual = inspect_device(volume.path)
+        with open_device(volume.path) as opened:
+            found = _compare(volume, _describe(opened))
+            return found if found.condition else replace(found, warnings=tuple(_warnings(volume, opened)))
     except InvalidInput as error:
         return Finding(Condition("DeviceMissing", error.message, now()))
-    return _compare(volume, actual)
 
 
 def verify_opened(volume: Volume, path: str) -> Condition | None:
@@ -184,17 +200,20 @@ def verify_opened(volume: Volume, path: str) -> Condition | None:
 def _compare(volume: Volume, actual: Device) -> Finding:
     """What was registered, and what is there."""
     recorded = volume.device.identity
-    unknown = [key for key in recorded if key not in actual.identity]
+    unknown = [key for key in recorded if key not in (*actual.identity, CUT_TO)]
     if unknown and actual.kind == volume.device.kind:
         why = f"{volume.path} does not tell its {', '.join(unknown)} yet"
         return Finding(Condition("DeviceMissing", why, now()))
-    changed = [key for key, value in recorded.items() if actual.identity.get(key) != value]
+    changed = [key for key, value in recorded.items() if key != CUT_TO and actual.identity.get(key) != value]
     if changed:
         told = ", ".join(f"{key} was {recorded[key]} and is {actual.identity.get(key)}" for key in changed)
         return Finding(Condition("DeviceChanged", f"{volume.path} is another device now: {told}", now()))
     if actual.size < volume.size:
         why = f"{volume.path} has shrunk from {volume.size} to {actual.size} bytes"
-        return Finding(Condition("DeviceChanged", why, now()), actual.size)
+        return Finding(Condition("DeviceChanged", why, now()), cut_to=actual.size)
+    if CUT_TO in recorded:
+        why = f"{volume.path} was cut to {recorded[CUT_TO]} bytes and has grown again: what was behind that is lost"
+        return Finding(Condition("DeviceChanged", why, now()))
     return Finding(None, actual.size)
 
 
@@ -208,6 +227,56 @@ def concerns(volume: Volume, names: Container[str], number: int) -> bool:
         return os.stat(volume.path).st_rdev == number
     except OSError:
         return False
+
+
+def _warnings(volume: Volume, opened: Opened) -> Iterator[Condition]:
+    """What is wrong with the right device. The messages have no numbers that move: each new one would be logged."""
+    if opened.place.kind == "file":
+        if _is_short_of_space(opened):
+            why = f"the file system of {volume.path} is nearly full and the file is sparse: writes will fail"
+            yield Condition("SpaceLow", why, now())
+        return
+    number = ":".join(map(str, opened.place.number))
+    if not volume.read_only and _read_or_empty(f"/sys/dev/block/{number}/ro") == "1":
+        yield Condition("DeviceFailed", f"{volume.path} is write-protected and the volume is not: writes fail", now())
+    elif any(_has_error_table(place) for place in _closure(opened.place)):
+        why = f"{volume.path} lies on device-mapper's error target: reads and writes fail"
+        yield Condition("DeviceFailed", why, now())
+
+
+def _is_short_of_space(opened: Opened) -> bool:
+    """Whether the holes of a file need more than there is, and little is left: an overcommitted host alone is fine."""
+    holes = opened.found.st_size - opened.found.st_blocks * _SECTOR
+    space = os.statvfs(opened.itself)
+    return holes > space.f_bavail * space.f_frsize and space.f_bavail < space.f_blocks * _SPACE_LOW
+
+
+def _has_error_table(place: Place) -> bool:
+    """Whether a part of a device is mapped to device-mapper's error target (DM_TABLE_STATUS, linux/dm-ioctl.h).
+
+    False also where device-mapper's control device is not there, or closed to us.
+    """
+    if place.kind != "block" or not os.path.exists(f"/sys/dev/block/{place.number[0]}:{place.number[1]}/dm"):
+        return False
+    number = os.makedev(place.number[0], place.number[1])
+    flags = _DM_STATUS_TABLE | _DM_NOFLUSH
+    table = bytearray(_DM_BYTES)
+    _DM_IOCTL.pack_into(table, 0, 4, 0, 0, _DM_BYTES, _DM_HEADER, 0, 0, flags, 0, 0, number)
+    try:
+        fd = os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _DM_TABLE_STATUS, table)
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    start, count, at = _DM_IOCTL.unpack_from(table)[4], _DM_IOCTL.unpack_from(table)[5], 0
+    for _ in range(count):
+        _, _, _, following, kind = _DM_TARGET.unpack_from(table, start + at)
+        if kind.rstrip(b"\0") == b"error":
+            return True
+        at = following
+    return False
 
 
 # Following the path.

@@ -9,7 +9,7 @@ from dataclasses import replace
 from volattachd.api.views import volume_view
 from volattachd.drivers.base import Step
 from volattachd.errors import DriverError
-from volattachd.host.devices import Finding
+from volattachd.host.devices import CUT_TO, Finding
 from volattachd.model import DAEMON, Condition, Export, Volume, now
 from volattachd.reconcile.applier import Converger, DeviceUnusable, export_of
 from volattachd.state.journal import Change, Journal
@@ -61,7 +61,8 @@ class Conditions:
 
 
 #: What an examination of the device may find; Pending is the caller's matter.
-_DEVICE_KINDS = ("DeviceMissing", "DeviceChanged")
+_IDENTITY_KINDS = ("DeviceMissing", "DeviceChanged")
+_DEVICE_KINDS = (*_IDENTITY_KINDS, "DeviceFailed", "SpaceLow")
 _TARGET_KIND = "TargetError"
 CONVERGE_KINDS = (*_DEVICE_KINDS, _TARGET_KIND)
 
@@ -85,7 +86,7 @@ class Repairer:
 
     def look_after(self, want: Export) -> list[Step]:
         """Converge, and look at the device too: the target may hold one that is gone, or that has grown."""
-        found = self._examine(want.volume)
+        found = self._look(want.volume)
         if found.size > want.volume.size and self._can_grow(want.volume):
             want = replace(want, volume=self._grow(want.volume, found.size))
         return self._converge(want, [found])
@@ -102,7 +103,7 @@ class Repairer:
         try:
             self._converger.revoke(want)
         except DeviceUnusable as error:
-            self._conditions.replace(want.volume.id, _DEVICE_KINDS, [error.condition])
+            self._conditions.replace(want.volume.id, _IDENTITY_KINDS, [error.condition])
             raise
         except DriverError as error:
             self._conditions.set(want.volume.id, _TARGET_KIND, error.message)
@@ -113,7 +114,7 @@ class Repairer:
 
         def verify(volume: Volume) -> Condition | None:
             if not findings:
-                findings.append(self._examine(volume))
+                findings.append(self._look(volume))
             return findings[0].condition
 
         try:
@@ -131,7 +132,20 @@ class Repairer:
         """What was found wrong: with the device, where it was looked at, and with the target."""
         kinds = CONVERGE_KINDS if findings else (_TARGET_KIND,)
         found = [*(finding.condition for finding in findings), error]
+        found += [warning for finding in findings for warning in finding.warnings]
         self._conditions.replace(volume, kinds, [condition for condition in found if condition is not None])
+
+    def _look(self, volume: Volume) -> Finding:
+        """Examine the device. That it was cut is committed: its middle is lost, also when it has grown again."""
+        found = self._examine(volume)
+        before = volume.device.identity.get(CUT_TO)
+        if found.cut_to is not None and (before is None or found.cut_to < int(before)):
+            identity = {**volume.device.identity, CUT_TO: str(found.cut_to)}
+            cut = replace(volume, device=replace(volume.device, identity=identity))
+            rows = self._journal.attachments.of_volume(volume.id)
+            view = volume_view(volume, rows, ())
+            self._journal.commit(Change("cut_volume", DAEMON, volume.id, before=view, after=view, put=cut))
+        return found
 
     def _can_grow(self, volume: Volume) -> bool:
         """Whether initiators would see the new size: at once, or because nothing is exported yet."""

@@ -312,6 +312,22 @@ DEVICE_CHANGED = Kind(
     "theirs. Find out who exchanged it. Put the right one there; if it was meant, detach, unregister and "
     "register again.",
 )
+DEVICE_FAILED = Kind(
+    "7b9b793a9a8b428c9aeff2f48649a84b",
+    logging.WARNING,
+    "volume {volume}: {condition}: {reason}",
+    "The device of volume @VOLATTACH_VOLUME@ fails reads or writes",
+    "It is the right one, and stays exported: initiators get I/O errors. The message says whether it is "
+    "write-protected or mapped to device-mapper's error target. Mend the device; nothing is to be done here.",
+)
+SPACE_LOW = Kind(
+    "2f3f70950ed645a383a01f0c8a07a2c9",
+    logging.WARNING,
+    "volume {volume}: {condition}: {reason}",
+    "The file system of volume @VOLATTACH_VOLUME@ is nearly full",
+    "The volume's file is sparse and its file system has less than 5 % left, and less than the file still needs. "
+    "When it is full, initiators get I/O errors. Make room, or fill the file's holes (fallocate) on a larger one.",
+)
 TARGET_ERROR = Kind(
     "aeab3ee2871e4eb6926e4a2b8716fa2c",
     logging.WARNING,
@@ -342,6 +358,8 @@ CONDITION_OVER = Kind(
 CONDITIONS: dict[str, Kind] = {
     "DeviceMissing": DEVICE_MISSING,
     "DeviceChanged": DEVICE_CHANGED,
+    "DeviceFailed": DEVICE_FAILED,
+    "SpaceLow": SPACE_LOW,
     "TargetError": TARGET_ERROR,
     "Pending": PENDING,
 }

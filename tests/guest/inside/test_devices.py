@@ -155,6 +155,77 @@ def test_a_device_that_another_target_holds_is_refused(program: Program, loop: s
         store.parent.rmdir()
 
 
+def looked_at(program: Program, volume: str) -> list[str]:
+    """The kinds of a volume's conditions after a look."""
+    program.call("reconcile")
+    return [c["kind"] for c in program.call("show_volume", volume=volume)["conditions"]]
+
+
+def test_a_device_that_was_write_protected_has_a_condition(program: Program, loop: str) -> None:
+    program.call("register_volume", volume="protected", path=loop)
+    assert looked_at(program, "protected") == []
+    run("blockdev", "--setro", loop)
+    try:
+        assert looked_at(program, "protected") == ["DeviceFailed"]
+    finally:
+        run("blockdev", "--setrw", loop)
+    assert looked_at(program, "protected") == []
+    program.call("unregister_volume", volume="protected")
+
+
+def test_a_device_that_lies_on_an_error_table_has_a_condition(program: Program, loop: str) -> None:
+    whole, broken = f"0 32768 linear {loop} 0", f"0 16384 linear {loop} 0\n16384 16384 error"
+    run("dmsetup", "create", "lower", "--table", whole)
+    run("dmsetup", "create", "upper", "--table", "0 32768 linear /dev/mapper/lower 0")
+    try:
+        program.call("register_volume", volume="failing", path="/dev/mapper/upper")
+        assert looked_at(program, "failing") == []
+        for table, kinds in ((broken, ["DeviceFailed"]), (whole, [])):
+            run("dmsetup", "suspend", "lower")
+            subprocess.run(["dmsetup", "reload", "lower"], input=table, text=True, check=True)
+            run("dmsetup", "resume", "lower")
+            assert looked_at(program, "failing") == kinds
+        program.call("unregister_volume", volume="failing")
+    finally:
+        run("dmsetup", "remove", "upper")
+        run("dmsetup", "remove", "lower")
+
+
+def test_a_sparse_file_has_a_condition_before_its_file_system_is_full(program: Program, base: Path) -> None:
+    mount = base / "small"
+    mount.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=8M,mode=755", "none", str(mount))
+    try:
+        with (mount / "sparse.img").open("wb") as file:
+            file.truncate(6 << 20)
+        program.call("register_volume", volume="sparse", path=str(mount / "sparse.img"))
+        (mount / "other").write_bytes(bytes(4 << 20))
+        assert looked_at(program, "sparse") == [], "more was promised than there is, and much is left"
+        (mount / "more").write_bytes(bytes((8 << 20) - (4 << 20) - (128 << 10)))
+        assert looked_at(program, "sparse") == ["SpaceLow"]
+        (mount / "more").unlink()
+        assert looked_at(program, "sparse") == []
+        program.call("unregister_volume", volume="sparse")
+    finally:
+        run("umount", str(mount))
+
+
+def test_a_file_that_was_deleted_while_it_is_exported_has_a_condition(
+    program: Program, host1: Initiator, base: Path
+) -> None:
+    image = base / "deleted.img"
+    with image.open("wb") as file:
+        file.truncate(1 << 20)
+    program.call("register_volume", volume="deleted", path=str(image))
+    program.call("reserve_volume", volume="deleted")
+    program.call("initialize_connection", volume="deleted", connector=connector(host1.name))
+    image.unlink()
+    assert looked_at(program, "deleted") == ["DeviceMissing"]
+    assert looked_at(program, "deleted") == ["DeviceMissing"]
+    program.call("terminate_connection", volume="deleted", connector=connector(host1.name))
+    program.call("unregister_volume", volume="deleted")
+
+
 def test_a_device_that_is_somebodys_volume_already_is_refused(program: Program, loop: str, base: Path) -> None:
     backing = Path("/sys/block", Path(loop).name, "loop/backing_file").read_text().strip()
     program.call("register_volume", volume="first", path=loop)
