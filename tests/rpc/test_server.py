@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,35 @@ def test_one_user_cannot_take_all_connections(tmp_path: Path) -> None:
             with Wire(path) as first, Wire(path) as second:
                 assert first.call("get_status") == second.call("get_status") == {}
             greedy.communicate("")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_root_is_served_while_other_users_hold_all_that_they_can(tmp_path: Path) -> None:
+    for directory in [tmp_path, *tmp_path.parents][:-2]:
+        directory.chmod(0o711)
+    path = tmp_path / "d.sock"
+    program = (
+        "import os, socket, sys\n"
+        "os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))\n"
+        "wires = [socket.socket(socket.AF_UNIX) for _ in range(20)]\n"
+        "for wire in wires: wire.settimeout(20); wire.connect(sys.argv[1]); wire.send(b'1 ')\n"
+        "print(sum(b'-32600' in wire.recv(65536) for wire in wires), flush=True)\n"
+        "sys.stdin.read()\n"
+    ).replace("wire.send(b'1 ')", "begin(wire)")
+    program = "def begin(wire):\n try: wire.send(b'1 ')\n except OSError: pass\n" + program
+    agents = Access(replace(Config(), agent=("54321", "54322")))
+    with serving(path, handlers(), replace(LIMITS, connections=16, admin_connections=4), agents), ExitStack() as greedy:
+        held = []
+        for uid in ("54321", "54322", "54323"):
+            command = [sys.executable, "-c", program, str(path), uid]
+            child = greedy.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert child.stdin is not None and child.stdout is not None
+            greedy.callback(child.stdin.close)
+            held.append(int(child.stdout.readline()))
+        assert held == [12, 0, 0], "one user takes all that is not reserved, and nobody else gets more"
+        with ExitStack() as roots:
+            for _ in range(4):
+                assert roots.enter_context(Wire(path)).call("get_status") == {}
 
 
 @pytest.mark.parametrize(
