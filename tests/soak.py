@@ -28,6 +28,7 @@ LOGS = REPO / ".cache" / "soak"
 INSIDE = "tests/guest/inside"
 MODULES = (
     "tests/model",
+    "tests/rpc/test_cost.py",
     "tests/state/test_damage.py",
     "tests/state/test_backup.py",
     "tests/guest/test_power.py",
