@@ -32,7 +32,8 @@ MODULES = (
     "tests/state/test_damage.py",
     "tests/state/test_backup.py",
     "tests/guest/test_power.py",
-    *(f"{INSIDE}/test_{name}.py" for name in ("faults", "faults_block", "sigkill", "fio", "reattach")),
+    "tests/guest/test_races.py",
+    *(f"{INSIDE}/test_{name}.py" for name in ("faults", "faults_block", "sigkill", "fio", "reattach", "races")),
     f"{INSIDE}/agent/test_agent_load.py",
     f"{INSIDE}/agent/test_silent.py",
 )

@@ -14,6 +14,7 @@ import re
 import socket
 import struct
 import subprocess
+from collections.abc import Mapping
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 from functools import cache
 
@@ -147,6 +148,25 @@ def inquire(portal: str, target: str, lun: int, initiator: str, secret: Secret) 
 
 
 SECURITY, OPERATIONAL, FULL_FEATURE = 0, 1, 3
+#: What an initiator may offer in the operational stage.
+OFFER = {
+    "HeaderDigest": "None",
+    "DataDigest": "None",
+    "InitialR2T": "Yes",
+    "ImmediateData": "No",
+    "MaxRecvDataSegmentLength": "65536",
+    "MaxBurstLength": "262144",
+    "FirstBurstLength": "65536",
+    "DefaultTime2Wait": "0",
+    "DefaultTime2Retain": "0",
+    "MaxOutstandingR2T": "1",
+    "MaxConnections": "1",
+    "DataPDUInOrder": "Yes",
+    "DataSequenceInOrder": "Yes",
+    "ErrorRecoveryLevel": "0",
+    "IFMarker": "No",
+    "OFMarker": "No",
+}
 
 
 class Login:
@@ -175,9 +195,20 @@ class Login:
         answer = {"CHAP_N": secret.username, "CHAP_R": f"0x{proof}"}
         return self._negotiate(SECURITY, OPERATIONAL, answer) is not None
 
-    def finish(self) -> bool:
-        """The operational stage; whether there is a session now."""
-        return self._negotiate(OPERATIONAL, FULL_FEATURE, {}) is not None
+    def begin(self) -> bool:
+        """The first request alone; whether the target went on with it."""
+        return (
+            self._negotiate(SECURITY, None, self._names | {"SessionType": "Normal", "AuthMethod": "CHAP"}) is not None
+        )
+
+    def finish(self, offer: Mapping[str, str] | None = None) -> bool:
+        """The operational stage; whether there is a session now. LIO wants every key to be offered."""
+        return self._negotiate(OPERATIONAL, FULL_FEATURE, dict(offer or {})) is not None
+
+    def wait_for_end(self) -> None:
+        """Until the target closes the connection; a target that does not is an error after a few seconds."""
+        while self._socket.recv(4096):
+            pass
 
     def _negotiate(self, stage: int, following: int | None, keys: dict[str, str]) -> dict[str, str] | None:
         """One login request and its response's keys; None where the target refuses or hangs up."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,9 +21,9 @@ import pytest
 
 from tests.drivers.contract import *  # noqa: F403 - the suite
 from tests.drivers.contract import HOST_A, HOST_B, IQN_PREFIX, Breakage, new_grant, run
-from volattachd.drivers.base import Portal, TargetDriver
+from volattachd.drivers.base import Portal, Step, TargetDriver
 from volattachd.drivers.configfs.tree import ConfigFs
-from volattachd.drivers.lio import LioDriver, load_module
+from volattachd.drivers.lio import LioDriver, PortalTurn, load_module
 from volattachd.errors import DriverError, InvalidInput
 from volattachd.model import Device, Export, Grant, Mode, Volume
 
@@ -47,7 +48,7 @@ TPG = {
     **{f"attrib/{name}": "1" for name in ("cache_dynamic_acls", "prod_mode_write_protect", "demo_mode_write_protect")},
     "enable": "0",
 }
-ACL = {"auth/userid": "", "auth/password": "", "info": NO_SESSION}
+ACL = {"auth/userid": "", "auth/password": "", "cmdsn_depth": "64", "info": NO_SESSION}
 
 
 class Kernel(ConfigFs):
@@ -133,6 +134,8 @@ class Kernel(ConfigFs):
         elif path.endswith("/tpgt_1/enable") and value == "0":
             for acl in self.list_dirs(f"{owner}/acls"):  # disabling drops the sessions
                 Path(self._path(f"{owner}/acls/{acl}/info")).write_text(NO_SESSION + "\n")
+        elif path.endswith("/cmdsn_depth") and value != self.read(path):  # so does another depth, in one ACL
+            Path(self._path(f"{owner}/info")).write_text(NO_SESSION + "\n")
         Path(self._path(path)).write_text(self.keeps(path, value) + "\n")
 
     def _open(self, store: str) -> None:
@@ -396,7 +399,7 @@ def test_a_healthy_export_sees_no_write_at_all(case: LioCase) -> None:
 
 def test_every_portal_is_made_and_one_that_is_not_ours_is_removed(case: LioCase) -> None:
     volume = case.new_volume()
-    want = Export(volume, True)
+    want = Export(volume, True, grants(HOST_A))
     run(case.driver.plan(want))
     portals = f"iscsi/{volume.target_name}/tpgt_1/np"
     assert case.kernel.list_dirs(portals) == sorted(map(str, PORTALS))
@@ -508,6 +511,142 @@ def test_a_session_tells_its_address_and_one_that_is_ending_is_none(case: LioCas
     info.write_text(info.read_text().replace("LOGGED_IN", "IN_LOGOUT"))
     assert case.driver.list_sessions(volume.target_name) == []
     assert case.driver.list_sessions(f"{IQN_PREFIX}:none") == []
+
+
+# Revocations, and logins that are under way.
+
+
+def shown(case: LioCase, volume: Volume, steps: list[Step]) -> list[str]:
+    """The steps, with what all of a portal group's paths begin with left out."""
+    return [str(step).replace(f"iscsi/{volume.target_name}/tpgt_1/", "") for step in steps]
+
+
+@pytest.fixture
+def turn() -> PortalTurn:
+    return PortalTurn(patience=0.05)
+
+
+def test_the_last_grant_goes_behind_a_closed_door_and_its_acl_after_the_portals(case: LioCase) -> None:
+    volume = case.new_volume()
+    run(case.driver.plan(Export(volume, True, grants(HOST_A))))
+    assert shown(case, volume, case.driver.plan_revocation(Export(volume, True))) == [
+        "write enable = 0",
+        f"unlink acls/{HOST_A}/lun_0/lun",
+        f"rmdir acls/{HOST_A}/lun_0",
+        *(f"rmdir np/{portal}" for portal in sorted(map(str, PORTALS))),
+        f"rmdir acls/{HOST_A}",
+    ]
+
+
+def test_one_grant_of_two_goes_alone_and_the_portals_come_back_at_once(case: LioCase) -> None:
+    volume = case.new_volume()
+    first, second = grants(HOST_A, HOST_B)
+    run(case.driver.plan(Export(volume, True, (first, second))))
+    assert case.login(volume, first)
+    assert case.login(volume, second)
+    steps = case.driver.plan_revocation(Export(volume, True, (second,)))
+    assert shown(case, volume, steps) == [
+        f"write acls/{HOST_A}/auth/userid = (secret)",
+        f"write acls/{HOST_A}/cmdsn_depth = 1",
+        f"unlink acls/{HOST_A}/lun_0/lun",
+        f"rmdir acls/{HOST_A}/lun_0",
+        *(f"rmdir np/{portal}" for portal in sorted(map(str, PORTALS))),
+        f"rmdir acls/{HOST_A}",
+        *(f"mkdir np/{portal}" for portal in PORTALS),
+    ]
+    run(steps[:2])
+    assert [session.initiator for session in case.driver.list_sessions(volume.target_name)] == [HOST_B]
+    assert not case.login(volume, first), "its user name is nobody's now"
+    run(steps[2:])
+    assert case.driver.plan(Export(volume, True, (second,))) == []
+    assert case.write(volume, second, 0x42), "the other session has noticed nothing"
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_grant_that_was_half_revoked_is_made_anew_where_it_is_wanted_again(case: LioCase, stop: int) -> None:
+    """Nothing of the revocation stays in it, the depth of its queue least of all."""
+    volume = case.new_volume()
+    first, second = grants(HOST_A, HOST_B)
+    run(case.driver.plan(Export(volume, True, (first, second))))
+    run(case.driver.plan_revocation(Export(volume, True, (second,)))[:stop])
+    run(case.restart().plan(Export(volume, True, (first, second))))
+    assert case.driver.plan(Export(volume, True, (first, second))) == []
+    acl = f"iscsi/{volume.target_name}/tpgt_1/acls/{HOST_A}"
+    assert (case.kernel.read(f"{acl}/cmdsn_depth"), case.login(volume, first)) == ("64", True)
+
+
+def test_a_depth_that_is_what_a_revocation_writes_becomes_another_one(case: LioCase) -> None:
+    """The kernel ends no session where the depth stays the same."""
+    volume = case.new_volume()
+    first, second = grants(HOST_A, HOST_B)
+    run(case.driver.plan(Export(volume, True, (first, second))))
+    case.kernel.write(f"iscsi/{volume.target_name}/tpgt_1/acls/{HOST_A}/cmdsn_depth", "1")
+    assert case.login(volume, first)
+    run(case.driver.plan_revocation(Export(volume, True, (second,)))[:2])
+    assert case.driver.list_sessions(volume.target_name) == []
+
+
+def test_an_export_without_a_grant_has_no_portal_and_is_disabled_whoever_enabled_it(case: LioCase) -> None:
+    volume = case.new_volume()
+    run(case.driver.plan(Export(volume, True)))
+    tpg = f"iscsi/{volume.target_name}/tpgt_1"
+    case.kernel.write(f"{tpg}/enable", "1")
+    case.kernel.make_dir(f"{tpg}/np/{PORTALS[0]}")
+    assert shown(case, volume, case.driver.plan(Export(volume, True))) == [
+        "write enable = 0",
+        f"rmdir np/{PORTALS[0]}",
+    ]
+    run(case.driver.plan(Export(volume, True)))
+    assert (case.kernel.read(f"{tpg}/enable"), case.kernel.list_dirs(f"{tpg}/np")) == ("0", [])
+
+
+def test_a_portal_that_sleeps_in_the_kernel_is_waited_for_once_and_by_nobody_later(turn: PortalTurn) -> None:
+    asleep, awake = threading.Event(), threading.Event()
+
+    def sleep() -> None:
+        with turn.taken():
+            asleep.set()
+            awake.wait(30)
+
+    sleeper = threading.Thread(target=sleep)
+    sleeper.start()
+    asleep.wait(30)
+    try:
+        with turn.taken():
+            entered = [threading.Event() for _ in range(2)]
+            others = [threading.Thread(target=enter, args=(turn, event)) for event in entered]
+            for other in others:
+                other.start()
+    finally:
+        awake.set()
+    for thread in (sleeper, *others):
+        thread.join(30)
+    assert all(event.is_set() for event in entered)
+    with turn.taken():
+        pass
+
+
+def enter(turn: PortalTurn, entered: threading.Event) -> None:
+    with turn.taken():
+        entered.set()
+
+
+def test_portals_are_made_one_at_a_time() -> None:
+    turn, busy, most = PortalTurn(patience=30), [], []
+
+    def work() -> None:
+        for _ in range(200):
+            with turn.taken():
+                busy.append(1)
+                most.append(len(busy))
+                busy.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(most), max(most)) == (800, 1)
 
 
 # The start.

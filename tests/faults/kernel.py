@@ -40,7 +40,13 @@ _TPG = {
     "np": _DIRECTORY,
     "acls": _DIRECTORY,
 }
-_ACL = {"info": "No active iSCSI Session", "auth": _DIRECTORY, "auth/userid": "", "auth/password": ""}
+_ACL = {
+    "info": "No active iSCSI Session",
+    "cmdsn_depth": "64",
+    "auth": _DIRECTORY,
+    "auth/userid": "",
+    "auth/password": "",
+}
 #: What mkdir puts into a new object, by where it is.
 _DEFAULTS: list[tuple[str, Mapping[str, str]]] = [
     (r"core/[^/]+/[^/]+", _STORE),

@@ -93,6 +93,8 @@ class EnabledFirst(LioDriver):
     def wanted(self, names: Names, want: Export) -> list[Node]:
         """The last node right after the group."""
         nodes = super().wanted(names, want)
+        if not want.grants:
+            return nodes
         at = nodes.index(Directory(names.tpg)) + 1
         return [*nodes[:at], nodes[-1], *nodes[at:-1]]
 

@@ -214,16 +214,16 @@ def _expected_export(volume: Volume, rows: Iterable[Attachment]) -> Tree:
         f"{store}/emulate_3pc": "0",
         target: _OBJECT,
         f"{target}/tpgt_1": _OBJECT,
-        f"{target}/tpgt_1/enable": "1",
+        f"{target}/tpgt_1/enable": "0",
         **{f"{target}/tpgt_1/{name}": value for name, value in _TPG_ATTRIBUTES.items()},
         f"{target}/tpgt_1/lun/lun_0": _OBJECT,
         f"{target}/tpgt_1/lun/lun_0 ->": store,
-        f"{target}/tpgt_1/np/{PORTAL}": _OBJECT,
     }
     if not block:
         tree[f"{store}/emulate_write_cache"] = "0"
     for row in rows:
         if row.state in _GRANTED:
+            tree |= {f"{target}/tpgt_1/enable": "1", f"{target}/tpgt_1/np/{PORTAL}": _OBJECT}
             tree |= _expected_grant(f"{target}/tpgt_1", row)
     return tree
 
@@ -261,7 +261,7 @@ def doors(tree: Tree) -> list[Door]:
     for path, password in tree.items():
         acl = path.removesuffix("/password")
         tpg, _, initiator = acl.partition("/acls/")
-        if acl != path and password and tree[f"{tpg}/enable"] == "1":
+        if acl != path and password and tree[f"{tpg}/enable"] == "1" and not _is_revoked(tree[f"{acl}/userid"]):
             mapped = tree.get(f"{acl}/lun_0 ->") == f"{tpg}/lun/lun_0"
             mode = Mode.RO if tree.get(f"{acl}/lun_0/write_protect") == "1" else Mode.RW
             found.append(Door(initiator, tree[f"{acl}/userid"], password, mapped, mode))
@@ -282,4 +282,9 @@ def _guarded(tree: Mapping[str, str], tpg: str) -> bool:
 
 def users(tree: Tree) -> set[str]:
     """The user names of every ACL, complete or not."""
-    return {value for path, value in tree.items() if path.endswith("/userid") and value}
+    return {value for path, value in tree.items() if path.endswith("/userid") and value and not _is_revoked(value)}
+
+
+def _is_revoked(user: str) -> bool:
+    """Whether an ACL is on its way out, with a user name that nobody was given."""
+    return user.startswith("revoked-")

@@ -19,9 +19,25 @@ there. So whatever a crash left behind, the plan is the rest of the way, and "it
 done". The order of creation is the argument for safety: in a grant the password comes last (a login without a
 password set is refused: authentication=1), and in a target ``enable`` does.
 
-Removal order, found by trying the others (EBUSY, ENOTEMPTY): mapped-LUN link, mapped LUN, ACL; portal, LUN
-link, LUN, portal group, target; backstore, HBA. A portal group is disabled only to be removed: that drops
-its sessions.
+Removal order, found by trying the others (EBUSY, ENOTEMPTY): mapped-LUN link, mapped LUN, portal, ACL; LUN
+link, LUN, portal group, target; backstore, HBA.
+
+A revocation must not meet a login (kernels 6.1 to 6.12, read in the source and tried). A login holds a reference to its
+ACL from its first message on, but the kernel knows its session only after the last one. ``rmdir`` of an ACL ends the
+sessions that it knows and waits for all references: a login that becomes a session after that moment ends only when
+its initiator logs out, and ``rmdir`` sleeps until then, uninterruptibly. So a grant is removed in this order:
+
+1. No login begins, and the sessions end: ``enable=0`` where no other grant stays. Else the ACL's user name becomes one
+   that nobody knows (it marks the ACL, after a crash too, as one that must go), and a change of ``cmdsn_depth`` ends
+   its sessions alone.
+2. The mapping. It goes after the sessions: of a LUN 0 that is not mapped a session reads whatever the kernel's memory
+   holds (LIO puts a RAM disk without memory in its place), with the status GOOD.
+3. The portals: ``rmdir`` of a portal returns when no login through it is under way. What was under way is a session by
+   then, which the ACL's ``rmdir`` ends, or has failed. Other initiators' sessions go on without their portal.
+4. The ACL, and then the portals again where another grant stays.
+
+So an export without a grant is disabled and has no portal, and the portal group is enabled by its first grant. A login
+that stops in the middle still holds up step 3: for 15 seconds from Linux 6.4 on, before that until its connection ends.
 """
 
 from __future__ import annotations
@@ -32,9 +48,11 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -128,6 +146,45 @@ class Value:
 Node = Directory | Link | Value
 
 
+class PortalTurn:
+    """One at a time makes or removes a portal, and nobody waits behind one that sleeps in the kernel.
+
+    Portals of one address share a listener that is torn down with its last user; making and removing them from several
+    threads at once fails with EINVAL. But ``rmdir`` of a portal also waits for the login through it, and a login may
+    stop in the middle. By then the kernel has done with the listener, so that whoever has waited for ``patience``
+    seconds leaves the turn to the sleeper, and a new one is for everybody else.
+    """
+
+    def __init__(self, patience: float = 1.0) -> None:
+        self._patience = patience
+        self._change = threading.Lock()
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """The turn for a block."""
+        turn = self._take()
+        try:
+            yield
+        finally:
+            turn.release()
+
+    def _take(self) -> threading.Lock:
+        while True:
+            turn = self._turn
+            if not turn.acquire(timeout=self._patience):
+                self._replace(turn)
+            elif turn is self._turn:
+                return turn
+            else:
+                turn.release()  # it was left to a sleeper, who is back
+
+    def _replace(self, turn: threading.Lock) -> None:
+        with self._change:
+            if turn is self._turn:
+                self._turn = threading.Lock()
+
+
 class LioDriver(TargetDriver):
     """The kernel's iSCSI target."""
 
@@ -135,9 +192,8 @@ class LioDriver(TargetDriver):
     capabilities: ClassVar[Capabilities] = Capabilities(per_grant_mode=True, ends_sessions=True, grows=True)
     checks_steps: ClassVar[bool] = True
 
-    #: Portals of one address share a listener that is torn down with its last user; making and removing
-    #: them from several threads at once fails with EINVAL. One lock for the process: there is one kernel.
-    _portal_lock: ClassVar[threading.Lock] = threading.Lock()
+    #: One for the process: there is one kernel.
+    _portal_turn: ClassVar[PortalTurn] = PortalTurn()
 
     def __init__(self, iqn_prefix: str, portals: Sequence[Portal], fs: ConfigFs | None = None) -> None:
         super().__init__(iqn_prefix, portals)
@@ -174,7 +230,11 @@ class LioDriver(TargetDriver):
     def plan_revocation(self, want: Export) -> list[Step]:
         names = self.names_of(want.volume)
         with _translated(f"cannot read the target of volume {want.volume.id!r}"):
-            return self._surplus_grants(names, want)[0] if want.exported else self._removal(names)
+            if not want.exported:
+                return self._removal(names)
+            steps, gone = self._surplus_grants(names, want)
+            portals = [path for path in self._portal_paths(names, want) if path in gone]
+            return steps + [self._returning(Directory(path), gone) for path in portals]
 
     def looking(self) -> LioDriver:
         driver = copy(self)  # a read is most of what a plan costs: each attribute is read once
@@ -245,11 +305,14 @@ class LioDriver(TargetDriver):
         nodes += [Directory(names.target), Directory(names.tpg)]
         nodes += [Value(f"{names.tpg}/attrib/{k}", v) for k, v in _TPG_ATTRIBUTES.items()]
         nodes += [Directory(names.lun), Link(f"{names.lun}/{_LUN_LINK}", names.backstore)]
-        nodes += [Directory(f"{names.tpg}/np/{portal}") for portal in self.portals]
+        nodes += [Directory(path) for path in self._portal_paths(names, want)]
         for grant in want.grants:
             nodes += _grant_nodes(names, grant)
-        nodes.append(Value(f"{names.tpg}/enable", "1"))
-        return nodes
+        return [*nodes, Value(f"{names.tpg}/enable", "1")] if want.grants else nodes
+
+    def _portal_paths(self, names: Names, want: Export) -> list[str]:
+        """The portals that the export needs: none while nobody may log in."""
+        return [f"{names.tpg}/np/{portal}" for portal in self.portals] if want.grants else []
 
     # The three parts of a plan.
 
@@ -269,7 +332,13 @@ class LioDriver(TargetDriver):
             # A file that has grown. A block device's size is the kernel's own to follow.
             grow = f"fd_dev_size={want.volume.size}"
             steps.append(self._step(Value(f"{names.backstore}/control", grow, exact=False)))
-        return steps + [self._step(node) for node in self.wanted(names, want) if missing(node)]
+        return steps + [self._returning(node, gone) for node in self.wanted(names, want) if missing(node)]
+
+    def _returning(self, node: Node, gone: tuple[str, ...]) -> Step:
+        """The step that makes a node; a portal that goes for a grant's removal comes back as a part of that."""
+        step = self._step(node)
+        returns = step.difference is Difference.PORTAL_MISSING and node.path in gone
+        return replace(step, difference=Difference.GRANT_UNEXPECTED) if returns else step
 
     def _configuration(self, names: Names, want: Export) -> list[Step]:
         """The steps to an enabled backstore. Its settings take effect at ``enable``: until then, all again."""
@@ -287,12 +356,11 @@ class LioDriver(TargetDriver):
     def _surplus(self, names: Names, want: Export) -> tuple[list[Step], tuple[str, ...]]:
         """The steps that remove what should not be there, access first, and the paths that are gone then."""
         fs, tpg = self.fs, names.tpg
-        portals = {str(portal) for portal in self.portals}
         steps, gone = self._surplus_grants(names, want)
         for lun in (f"{tpg}/lun/{name}" for name in fs.list_dirs(f"{tpg}/lun") if name != "lun_0"):
-            steps += self._linked_removal(lun)
-        unknown = [portal for portal in fs.list_dirs(f"{tpg}/np") if portal not in portals]
-        steps += [self._remove_dir(f"{tpg}/np/{portal}") for portal in unknown]
+            steps += self._linked_removal(lun, _LUN_LINK)
+        kept = {*gone, *self._portal_paths(names, want)}
+        steps += [self._remove_dir(portal) for portal in self._portals_of(tpg) if portal not in kept]
         for other in self._tpgs(names.target):
             if other != tpg:
                 steps += self._tpg_removal(other)
@@ -300,18 +368,56 @@ class LioDriver(TargetDriver):
 
     def _surplus_grants(self, names: Names, want: Export) -> tuple[list[Step], tuple[str, ...]]:
         """The part of those steps that takes access away."""
-        users = {grant.initiator: grant.secret.username for grant in want.grants}
-        steps, gone = [], []
-        for initiator in self.fs.list_dirs(f"{names.tpg}/acls"):
-            acl = names.acl(initiator)
-            if self._is_anothers(acl, users.get(initiator)):
-                steps += self._acl_removal(acl)
-                gone.append(acl)
-            else:
-                for mapped in self._wrong_mappings(acl, names.lun):
-                    steps += self._linked_removal(mapped)
-                    gone.append(mapped)
-        return steps, tuple(gone)
+        users = {names.acl(grant.initiator): grant.secret.username for grant in want.grants}
+        acls = self._acls_of(names.tpg)
+        ended = [acl for acl in acls if self._is_anothers(acl, users.get(acl))]
+        steps, gone = self._revocation(names.tpg, ended, alone=not want.grants)
+        wrong = [mapped for acl in acls if acl not in ended for mapped in self._wrong_mappings(acl, names.lun)]
+        for mapped in wrong:
+            steps += self._linked_removal(mapped, _MAPPED_LINK)
+        return steps, (*gone, *wrong)
+
+    def _revocation(self, tpg: str, acls: list[str], *, alone: bool) -> tuple[list[Step], tuple[str, ...]]:
+        """The steps that remove grants in the order that the module's docstring gives; ``alone`` where no other stays.
+
+        What they do to the portal group and to its portals is part of the grants' removal, and told as that.
+        """
+        if alone:
+            steps, gone = self._closing(tpg, acls)
+        elif acls:
+            evictions = [step for acl in acls for step in self._eviction(acl)]
+            steps, gone = self._acl_removals(tpg, acls)
+            steps = evictions + steps
+        else:
+            return [], ()
+        return [replace(step, difference=Difference.GRANT_UNEXPECTED) if acls else step for step in steps], gone
+
+    def _closing(self, tpg: str, acls: list[str]) -> tuple[list[Step], tuple[str, ...]]:
+        """The steps after which nobody can log in to a portal group."""
+        enabled = self._read_or_empty(f"{tpg}/enable") == "1"
+        disabling = [self._step(Value(f"{tpg}/enable", "0"))] if enabled else []
+        steps, gone = self._acl_removals(tpg, acls)
+        return disabling + steps, gone
+
+    def _eviction(self, acl: str) -> list[Step]:
+        """The steps after which an ACL lets nobody in any more, and has no session."""
+        user = Value(f"{acl}/auth/userid", f"revoked-{uuid.uuid4()}", secret=True)
+        depth = "1" if self._read_or_empty(f"{acl}/cmdsn_depth") != "1" else "2"
+        return [self._step(user), self._step(Value(f"{acl}/cmdsn_depth", depth))]
+
+    def _acl_removals(self, tpg: str, acls: list[str]) -> tuple[list[Step], tuple[str, ...]]:
+        """Mappings, then the portals as a barrier for logins, then the ACLs."""
+        portals = self._portals_of(tpg)
+        mapped = [f"{acl}/{name}" for acl in acls for name in self.fs.list_dirs(acl) if name.startswith("lun_")]
+        steps = [step for directory in mapped for step in self._linked_removal(directory, _MAPPED_LINK)]
+        gone = (*portals, *acls)
+        return steps + [self._remove_dir(path) for path in gone], gone
+
+    def _acls_of(self, tpg: str) -> list[str]:
+        return [f"{tpg}/acls/{initiator}" for initiator in self.fs.list_dirs(f"{tpg}/acls")]
+
+    def _portals_of(self, tpg: str) -> list[str]:
+        return [f"{tpg}/np/{portal}" for portal in self.fs.list_dirs(f"{tpg}/np")]
 
     def _is_anothers(self, acl: str, user: str | None) -> bool:
         """Whether an ACL belongs to no grant that is wanted. Its sessions must end with it, so it is made anew.
@@ -351,24 +457,16 @@ class LioDriver(TargetDriver):
         return [f"{target}/{name}" for name in self.fs.list_dirs(target) if name.startswith("tpgt_")]
 
     def _tpg_removal(self, tpg: str) -> list[Step]:
-        fs = self.fs
-        steps = [] if fs.read(f"{tpg}/enable") == "0" else [self._step(Value(f"{tpg}/enable", "0"))]
-        for initiator in fs.list_dirs(f"{tpg}/acls"):
-            steps += self._acl_removal(f"{tpg}/acls/{initiator}")
-        steps += [self._remove_dir(f"{tpg}/np/{portal}") for portal in fs.list_dirs(f"{tpg}/np")]
-        for lun in fs.list_dirs(f"{tpg}/lun"):
-            steps += self._linked_removal(f"{tpg}/lun/{lun}")
+        steps, _ = self._closing(tpg, self._acls_of(tpg))
+        for lun in self.fs.list_dirs(f"{tpg}/lun"):
+            steps += self._linked_removal(f"{tpg}/lun/{lun}", _LUN_LINK)
         return [*steps, self._remove_dir(tpg)]
 
-    def _acl_removal(self, acl: str) -> list[Step]:
-        steps = []
-        for mapped in (name for name in self.fs.list_dirs(acl) if name.startswith("lun_")):
-            steps += self._linked_removal(f"{acl}/{mapped}")
-        return [*steps, self._remove_dir(acl)]
-
-    def _linked_removal(self, directory: str) -> list[Step]:
-        """A directory with a link in it: the link first."""
-        links = [f"{directory}/{name}" for name in self.fs.list_links(directory)]
+    def _linked_removal(self, directory: str, name: str) -> list[Step]:
+        """A directory with a link in it, whatever that is called: the link first. Listing costs more than a look."""
+        ours = f"{directory}/{name}"
+        is_ours = self.fs.read_link(ours) is not None
+        links = [ours] if is_ours else [f"{directory}/{other}" for other in self.fs.list_links(directory)]
         steps = [_new_step("unlink", link, partial(self.fs.remove_link, link)) for link in links]
         return [*steps, self._remove_dir(directory)]
 
@@ -394,14 +492,14 @@ class LioDriver(TargetDriver):
         return _new_step("rmdir", path, partial(self._drop_portal if "/np/" in path else self.fs.remove_dir, path))
 
     def _drop_portal(self, path: str) -> None:
-        with self._portal_lock:
+        with self._portal_turn.taken():
             self.fs.remove_dir(path)
 
     def _make_portal(self, path: str) -> None:
         deadline = time.monotonic() + _PORTAL_PATIENCE
         while True:
             try:
-                with self._portal_lock:
+                with self._portal_turn.taken():
                     return self.fs.make_dir(path)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EADDRINUSE):

@@ -31,14 +31,15 @@ SIX = (RESERVE, INITIALIZE, ATTACH, BEGIN, TERMINATE, DETACH)
 
 #: The changes of the target that each call needs: what drivers/lio.py lists for a file with one grant. An export is
 #: 2 directories and 4 settings of the backstore, its 3 attributes, target and group, 6 attributes, LUN and link, a
-#: portal, the 6 parts of the grant, and ``enable``. A grant goes in 3 removals; an export in ``enable`` and 7 removals.
+#: portal, the 6 parts of the grant, and ``enable``. The last grant goes with ``enable`` and 4 removals, one of them the
+#: portal's; what is left of the export in 6.
 CHANGES = {
     "reserve_volume": 0,
     "initialize_connection": 2 + 4 + 3 + 2 + 6 + 2 + 1 + 6 + 1,
     "attach": 0,
     "begin_detaching": 0,
-    "terminate_connection": 3,
-    "detach": 1 + 7,
+    "terminate_connection": 1 + 4,
+    "detach": 6,
 }
 
 

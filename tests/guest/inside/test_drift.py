@@ -155,8 +155,12 @@ def test_a_dry_run_tells_kind_and_steps_and_changes_nothing(program: Program, ho
         assert line["differences"] == ["ExportDiffers", "GrantUnexpected"]
         base = f"iscsi/{attached['data']['target_iqn']}/tpgt_1"
         assert line["steps"] == [
+            f"write {base}/acls/iqn.2026-11.com.example:rogue/auth/userid = (secret)",
+            f"write {base}/acls/iqn.2026-11.com.example:rogue/cmdsn_depth = 1",
+            f"rmdir {base}/np/[::]:3260",
             f"rmdir {base}/acls/iqn.2026-11.com.example:rogue",
             f"write {base}/attrib/authentication = 1",
+            f"mkdir {base}/np/[::]:3260",
         ]
         assert configfs() == drifted
         [mended] = program.call("reconcile")["volumes"]

@@ -82,7 +82,7 @@ def test_only_the_stalled_volume_is_pending_and_it_finishes_by_itself(
     force = {"volume": "stalled", "connector": connector(host1.name), "force": True}
     error = program.refused("terminate_connection", **force)
     assert (error.kind, error.retriable) == ("Busy", True)
-    assert "acls" in error.message, "it says what it waits for"
+    assert "enable" in error.message, "it says what it waits for"
     assert kinds(program, "stalled") == ["Pending"]
     status = program.call("get_status")
     assert (status["ready"], status["pending"]) == (True, ["stalled"])
