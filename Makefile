@@ -27,7 +27,7 @@ help:
 	@echo "make test-agent     the agent on hosts with a real initiator, in guests"
 	@echo "make test-package   build the Debian packages, install and use them under a real systemd"
 	@echo "make soak           the long versions of the fault, power and model tests: hours (ARGS='--parts 8 --only 3')"
-	@echo "make mutants        change the code of the named modules line by line: do the tests notice? (ARGS=service.core)"
+	@echo "make mutants        change the code of the named modules line by line: do the tests notice? (ARGS=service.transition)"
 	@echo "make bench          volattachd beside its peers in a guest: docs/performance (ARGS='--sizes 0,100' for less)"
 	@echo "make lint           ruff and mypy"
 	@echo "make format         ruff mends what it can"

@@ -22,14 +22,16 @@ from bench.peers.ours import ATTACH, DETACH, Ours, params_of
 from bench.target import ROOT
 from bench.yardsticks import BareCommits, Echo, Line, read_bare
 from tests.faults.injection import CountedFs, Operation, Seam
+from volattachd.api.audit import Audit
 from volattachd.client.sync import Client
 from volattachd.config import Config
+from volattachd.daemon import Service, build_service
 from volattachd.drivers.base import Portal
 from volattachd.drivers.configfs.tree import ConfigFs
 from volattachd.drivers.lio import LioDriver
 from volattachd.model import Caller
-from volattachd.service.core import Service
 from volattachd.state.journal import Journal
+from volattachd.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -126,7 +128,7 @@ def measure_parts(daemon: Daemon, piece: Piece, runs: int) -> list[dict[str, flo
         found = []
         for _ in range(runs):
             seam.seconds = {}
-            whole = timed(lambda: [getattr(service, call)(_ADMIN, **params_of(call, piece.name)) for call in SIX])
+            whole = timed(lambda: [service.handlers[call](_ADMIN, **params_of(call, piece.name)) for call in SIX])
             found.append({**seam.seconds, "whole": whole})
         journal.close()
         return found
@@ -139,7 +141,7 @@ def _service(daemon: Daemon, seam: Seam) -> tuple[Journal, Service]:
     config = replace(Config(), state_dir=daemon.state_dir, portals=(f"{ADDRESS}:{PORT}",))
     journal = Journal(daemon.state_dir, connect=seam.connect)
     driver = LioDriver(PREFIX, [Portal(ip_address(ADDRESS), PORT)], CountedFs(ConfigFs(), seam))
-    return journal, Service(config, journal, driver)
+    return journal, build_service(config, journal, driver, Metrics(), Audit())
 
 
 # Throughput.
@@ -226,7 +228,7 @@ def measure_restart(daemon: Daemon, runs: int) -> dict[str, Any]:
     def record() -> list[Operation]:
         seam = Seam()
         journal, service = _service(daemon, seam)
-        service.upkeep.start_up()
+        service.controller.start_up()
         journal.close()
         return [operation for operation in seam.seen if operation.where == "configfs"]
 

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from volattachd.api.access import Access
+from volattachd.api.audit import Audit
 from volattachd.config import Config
-from volattachd.daemon import _handlers
-from volattachd.drivers.base import Portal, Step
+from volattachd.daemon import build_service
+from volattachd.drivers.base import Portal, Step, TargetDriver
 from volattachd.drivers.memory import MemoryDriver, SimulatedExport
 from volattachd.errors import Busy, DriverError
 from volattachd.model import Attachment, Caller, Device, Export, Mode, Secret, State, Volume
 from volattachd.rpc.dispatch import Dispatcher
 from volattachd.rpc.limits import Limits
 from volattachd.rpc.server import Server
-from volattachd.service.core import Service
+from volattachd.service.transition import Transitions
 from volattachd.state.journal import Journal
+from volattachd.telemetry.metrics import Metrics
 
 IQN_PREFIX = "iqn.2026-11.org.volattachd.test"
 HOST_A = "iqn.2026-11.org.example:host-a"
@@ -204,6 +206,37 @@ class Gate:
         self._opened.set()
 
 
+class Service:
+    """The daemon's parts, as a daemon makes them, with every call as an attribute."""
+
+    def __init__(
+        self,
+        config: Config,
+        journal: Journal,
+        driver: TargetDriver,
+        metrics: Metrics | None = None,
+        audit: Audit | None = None,
+        transitions: type[Transitions] = Transitions,
+    ) -> None:
+        self.audit = audit or Audit()
+        parts = build_service(config, journal, driver, metrics or Metrics(), self.audit, transitions)
+        self.journal = journal
+        self.driver = driver
+        self.core = parts.core
+        self.upkeep = parts.controller
+        self.handlers = parts.handlers
+        self.reservations = parts.reservations
+        self.degraded = parts.core.degraded
+        self.expire_reservations = parts.reservations.expire
+        self.bind_initiators = parts.attachments.bind_initiators
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.handlers[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
 class Rig:
     """A service over a journal in ``directory`` and an obedient target; ``restart`` plays the daemon's crash."""
 
@@ -216,7 +249,6 @@ class Rig:
     def _open(self) -> None:
         self.journal = Journal(self.config.state_dir)
         self.service = Service(self.config, self.journal, self.driver)
-        self.service.ready = True
 
     def restart(self) -> None:
         """The daemon again, over the same state and the same target; start-up passes are the test's."""
@@ -347,7 +379,10 @@ def serving(
     listener.bind(str(path))
     path.chmod(0o666)
     listener.listen(128)
-    dispatcher = Dispatcher(_handlers(handlers) if isinstance(handlers, Service) else handlers, limits=limits)
+    if isinstance(handlers, Service):
+        dispatcher = Dispatcher(handlers.handlers, handlers.audit, limits)
+    else:
+        dispatcher = Dispatcher(handlers, Audit(), limits)
     server = Server(listener, dispatcher, access or Access(Config()), limits)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

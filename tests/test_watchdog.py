@@ -18,6 +18,7 @@ from tests.support import (
     Gate,
     ObedientDriver,
     Rig,
+    Service,
     Wire,
     connector,
     in_thread,
@@ -26,10 +27,10 @@ from tests.support import (
     wait_until,
 )
 from volattachd.api.access import Access
+from volattachd.api.audit import Audit
 from volattachd.config import Config
 from volattachd.rpc.dispatch import Dispatcher
 from volattachd.rpc.server import Server
-from volattachd.service.core import Service
 from volattachd.state.journal import Journal
 from volattachd.watchdog import Watchdog
 
@@ -97,7 +98,7 @@ def test_an_accept_loop_that_does_not_move_starves_it(tmp_path: Path) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(tmp_path / "s"))
         listener.listen()
-        server = Server(listener, Dispatcher(Handlers()), Access(Config()), LIMITS)
+        server = Server(listener, Dispatcher(Handlers(), Audit()), Access(Config()), LIMITS)
         with watching(server) as meals:
             starves(meals, lambda: client.call("get_status"))
             assert meals.fed == 0

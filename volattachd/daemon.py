@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,18 +25,35 @@ import sdnotify
 from volattachd import __version__, config
 from volattachd.api import openrpc
 from volattachd.api.access import Access
+from volattachd.api.audit import Audit
 from volattachd.api.methods import METHODS
+from volattachd.concurrency.locks import Turns, Workers
 from volattachd.drivers import registry
 from volattachd.drivers.base import Portal, TargetDriver, TargetSilent
 from volattachd.errors import ConfigError, DriverError, JournalDamaged, JournalUnusable
+from volattachd.host.devices import examine_device, verify_device, verify_opened
 from volattachd.host.portals import names_interface, resolve_portals
 from volattachd.host.watch import HostWatch
+from volattachd.model import Attachment, Caller
+from volattachd.reconcile.applier import Converger
+from volattachd.reconcile.controller import Upkeep
+from volattachd.reconcile.reconciler import Conditions, Repairer
 from volattachd.rpc import server, strictjson
 from volattachd.rpc.dispatch import Dispatcher
 from volattachd.rpc.limits import Limits
+from volattachd.service.attachments import AttachmentCalls
 from volattachd.service.chap import InitiatorBindings
-from volattachd.service.core import Service
+from volattachd.service.core import Core
+from volattachd.service.exclusive import Exclusive
+from volattachd.service.holdings import Holdings
+from volattachd.service.lookup import Selection
+from volattachd.service.operations import OperationCalls
+from volattachd.service.queries import QueryCalls
+from volattachd.service.reservations import ReservationDeadlines, Reservations
+from volattachd.service.transition import Transitions
+from volattachd.service.volumes import VolumeCalls
 from volattachd.state.database import check_state
+from volattachd.state.history import Trimmer
 from volattachd.state.journal import Journal
 from volattachd.state.lock import lock_to_look
 from volattachd.telemetry import journald, messages
@@ -156,14 +173,13 @@ class Daemon:
         """Start, serve until a signal or a failure, stop; the answer is the exit code."""
         parts = self._start()
         self._set_up_signals()
-        upkeep = parts.service.upkeep
+        controller = parts.service.controller
         threads = [
             threading.Thread(target=self._or_end, args=(body,), name=name, daemon=True)
-            for name, body in (("accept", parts.server.run), ("upkeep", upkeep.run))
+            for name, body in (("accept", parts.server.run), ("controller", controller.run))
         ]
         follows = names_interface(self._settings.portals)
-        HostWatch(upkeep.note_device, upkeep.note_everything, addresses=follows).start()
-        parts.service.ready = True
+        HostWatch(controller.note_device, controller.note_everything, addresses=follows).start()
         for thread in threads:
             thread.start()
         parts.watchdog.start()
@@ -196,11 +212,12 @@ class Daemon:
             driver.start()
         except TargetSilent as error:
             messages.PASS_FAILED.tell(reason=error.message)  # what needs no target is served; looks ask it again
-        service = Service(settings, journal, driver, metrics)
-        service.upkeep.start_up()
         limits = Limits.of(settings)
         throttle = Throttle(limits.max_logged_refusals)
-        dispatcher = Dispatcher(_handlers(service), metrics.count_call, limits, throttle)
+        audit = Audit(metrics.count_call, throttle)
+        service = build_service(settings, journal, driver, metrics, audit)
+        service.controller.start_up()
+        dispatcher = Dispatcher(service.handlers, audit, limits)
         served = server.Server(listener, dispatcher, access, limits, throttle)
         watchdog = Watchdog(served.connect, partial(self._feed_watchdog, service), _watchdog_pause())
         return _Parts(journal, driver, service, served, watchdog)
@@ -240,7 +257,7 @@ class Daemon:
         try:
             access, bindings = Access(self._settings), InitiatorBindings(self._settings.initiators)
             parts.server.access = access
-            parts.service.bind_initiators(bindings)
+            parts.service.attachments.bind_initiators(bindings)
             messages.RELOADED.tell()
         except ConfigError as error:
             messages.NOT_RELOADED.tell(reason=error)
@@ -250,8 +267,8 @@ class Daemon:
         self._tell_status(service)
 
     def _tell_status(self, service: Service) -> None:
-        volumes, attachments = len(service.journal.volumes), len(service.journal.attachments)
-        degraded = len({name for name, _ in service.degraded()})
+        volumes, attachments = len(service.core.journal.volumes), len(service.core.journal.attachments)
+        degraded = len({name for name, _ in service.core.degraded()})
         self._notify(f"STATUS={volumes} volumes, {attachments} attachments, {degraded} degraded")
 
     def _stop(self, parts: _Parts) -> None:
@@ -259,7 +276,7 @@ class Daemon:
         messages.STOPPING.tell()
         parts.watchdog.stop()
         parts.server.stop()
-        parts.service.upkeep.stop()
+        parts.service.controller.stop()
         parts.driver.stop()
         parts.journal.close()
 
@@ -289,12 +306,84 @@ def _discover(caller: object) -> strictjson.Written:
     return _document()
 
 
-def _handlers(service: Service) -> dict[str, Callable[..., Any]]:
-    """A handler for each row of the method table: the service's method of that name."""
+@dataclass(frozen=True)
+class Service:
+    """The calls of the method table by name, and what they run on."""
+
+    core: Core
+    attachments: AttachmentCalls
+    controller: Upkeep
+    reservations: Reservations
+    handlers: Mapping[str, Callable[..., Any]]
+
+
+def build_service(
+    settings: config.Config,
+    journal: Journal,
+    driver: TargetDriver,
+    metrics: Metrics,
+    audit: Audit,
+    transitions: type[Transitions] = Transitions,
+) -> Service:
+    """Make the calls and the controller over one journal and one target. ``transitions`` carries out decisions."""
+    conditions, locks, workers = Conditions(), Turns(), Workers()
+    applier = Converger(driver, verify_device, verify_opened)
+    reconciler = Repairer(journal, applier, conditions, examine_device)
+    deadlines = ReservationDeadlines(journal, settings.ttl)
+    holdings = Holdings(journal.attachments.all(), settings.attachments_per_uid)
+
+    def on_transition(caller: Caller, call: str, before: Attachment | None, after: Attachment | None) -> None:
+        deadlines.note_transition(caller, call, before, after)
+        if before is not None and after is None:
+            holdings.remove(before)
+        audit.note_transition(caller, call, before, after)
+
+    core = Core(
+        journal,
+        driver,
+        Selection(journal),
+        conditions,
+        reconciler,
+        Exclusive(locks, workers, conditions, applier.current, settings.call_seconds),
+        transitions(journal, reconciler, on_transition),
+    )
+    reservations = Reservations(core, deadlines)
+    trimmer = Trimmer(journal, settings.days, settings.rows, max_bytes=settings.max_bytes)
+
+    def housekeeping() -> None:
+        reservations.expire()
+        trimmer.look()
+
+    controller = Upkeep(
+        journal,
+        applier,
+        reconciler,
+        conditions,
+        locks,
+        workers,
+        interval=settings.interval,
+        patience=settings.call_seconds,
+        housekeeping=housekeeping,
+        resolve_portals=partial(resolve_portals, settings.portals),
+        on_repair=metrics.count_repairs,
+    )
+    attachments = AttachmentCalls(core, holdings, InitiatorBindings(settings.initiators))
+    groups = (
+        attachments,
+        VolumeCalls(core, settings.state_dir, controller.forget_volume),
+        QueryCalls(core, settings.max_page_bytes),
+        OperationCalls(core, controller, metrics),
+    )
+    return Service(core, attachments, controller, reservations, _handlers(groups))
+
+
+def _handlers(groups: Sequence[object]) -> dict[str, Callable[..., Any]]:
+    """A handler for each row of the method table: the method of that name of one of the groups."""
     handlers: dict[str, Callable[..., Any]] = {"rpc.discover": _discover}
     for method in METHODS:
-        if method.name not in handlers:
-            handlers[method.name] = getattr(service, method.name)
+        for group in groups:
+            if hasattr(group, method.name):
+                handlers[method.name] = getattr(group, method.name)
     return handlers
 
 

@@ -126,24 +126,20 @@ class Attachment:
         return None if self.connector is None or self.local else str(self.connector["initiator"])
 
 
-def _ignore(before: Attachment | None, after: Attachment | None) -> None:
-    """For a caller that wants no word of what moves."""
-
-
 @dataclass(frozen=True)
 class Caller:
     """Who sent a call: the peer of the socket as the kernel told at accept. ``admin``: may act for others.
 
     ``role`` is the name of its role, for get_status to show; a ``provisioner`` may reserve for other users.
-
-    ``moved`` is told of each move of an attachment that the call made durable, as before and after (None: gone).
+    ``call_id`` is the number of the call in the life of this daemon, so no two calls have the same caller. 0 is no
+    call.
     """
 
     uid: int
     pid: int
     admin: bool = False
     role: str = ""
-    moved: Callable[[Attachment | None, Attachment | None], None] = field(default=_ignore, repr=False, compare=False)
+    call_id: int = 0
 
     @property
     def provisions(self) -> bool:

@@ -20,7 +20,7 @@ import pytest
 from tests.agent.contract import *  # noqa: F403 - the suite
 from tests.agent.contract import Bench
 from tests.drivers.tgt.test_driver import MISSING, TgtCase
-from tests.support import ADMIN, make_file, serving, wait_until
+from tests.support import ADMIN, Service, make_file, serving, wait_until
 from volattachd.agent import Agent, SentAgain
 from volattachd.agent.answers import IscsiInfo, VolumeInfo
 from volattachd.agent.connectors import base, qemu, registry  # noqa: F401 - a child without rights has them already
@@ -29,7 +29,6 @@ from volattachd.api.access import Access
 from volattachd.client.sync import Client
 from volattachd.config import Config
 from volattachd.errors import SessionActive
-from volattachd.service.core import Service
 from volattachd.state.journal import Journal
 
 NOBODY = pwd.getpwnam("nobody")

@@ -12,11 +12,21 @@ from typing import Any
 import pytest
 
 from tests.rpc.test_dispatch import Handlers
-from tests.support import FailOnce, Gate, Rig, attachment_id, connector, in_thread, new_attachment, request, wait_until
+from tests.support import (
+    FailOnce,
+    Gate,
+    Rig,
+    Service,
+    attachment_id,
+    connector,
+    in_thread,
+    new_attachment,
+    request,
+    wait_until,
+)
 from volattachd.api.access import Peer
-from volattachd.api.audit import Report
+from volattachd.api.audit import Audit, Report
 from volattachd.api.methods import METHODS, Role
-from volattachd.daemon import _handlers
 from volattachd.errors import Busy, DriverError, VolattachError, VolumeNotFound
 from volattachd.model import State
 from volattachd.rpc.dispatch import Client, Dispatcher
@@ -62,7 +72,9 @@ class Desk:
 
     def __init__(self, rig: Rig) -> None:
         self.measured: list[tuple[str, str]] = []
-        self._dispatcher = Dispatcher(_handlers(rig.service), self._observe)
+        service = Service(rig.config, rig.journal, rig.driver, audit=Audit(self._observe))
+        rig.service = service
+        self._dispatcher = Dispatcher(service.handlers, service.audit)
 
     def _observe(self, call: str, outcome: str, seconds: float) -> None:
         assert seconds >= 0
@@ -131,7 +143,7 @@ def answer_one(method: str, outcome: Any, role: Role = Role.ADMIN, **params: Any
     samples = {"volume": "vol-1", "attachment_id": ID, "connector": connector(), "path": "/x"}
     needed = {p.name: samples[p.name] for m in METHODS if m.name == method for p in m.params if p.required}
     message = json.dumps(request(method, **{**needed, **params})).encode()
-    return Dispatcher(Handlers(outcome)).answer(message, Client(PEER, role))
+    return Dispatcher(Handlers(outcome), Audit()).answer(message, Client(PEER, role))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from typing import Any
 import fastjsonschema
 import pytest
 
+from tests.support import Rig
 from volattachd.api.methods import ATTACHMENT, BY_NAME, METHODS, STATUS, VOLUME, Method, Role
 from volattachd.lifecycle import Call
-from volattachd.service.core import Service
 
 #: DESIGN section 3, in the order of their parameters; "?" marks an optional one.
 SIGNATURES = {
@@ -61,8 +61,9 @@ def test_required_parameters_come_first_and_names_are_unique(method: Method) -> 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.name in SIGNATURES and m.name != "rpc.discover"],
                          ids=lambda method: method.name)  # fmt: skip
-def test_the_handler_has_the_same_parameters_and_defaults(method: Method) -> None:
-    parameters = list(inspect.signature(getattr(Service, method.name)).parameters.values())[2:]
+def test_the_handler_has_the_same_parameters_and_defaults(method: Method, rig: Rig) -> None:
+    handlers = rig.service.handlers
+    parameters = list(inspect.signature(handlers[method.name]).parameters.values())[1:]
     assert [p.name for p in parameters] == [p.name for p in method.params]
     for mine, told in zip(parameters, method.params, strict=True):
         if mine.default is inspect.Parameter.empty:

@@ -9,12 +9,11 @@ from typing import Any, cast
 
 from tests.faults.injection import Connect
 from tests.faults.world import Parts
-from volattachd.api.views import attachment_view, gone_view
 from volattachd.drivers.lio import Directory, LioDriver, Names, Node, Value
-from volattachd.lifecycle import EXPORTED, Call
-from volattachd.model import Attachment, Caller, Export, State, Volume
-from volattachd.reconcile.applier import export_of
-from volattachd.service.core import Service
+from volattachd.lifecycle import EXPORTED
+from volattachd.model import Caller, Export
+from volattachd.service.decisions import Decision
+from volattachd.service.transition import Transitions
 from volattachd.state.journal import Journal
 
 
@@ -99,23 +98,24 @@ class EnabledFirst(LioDriver):
         return [*nodes[:at], nodes[-1], *nodes[at:-1]]
 
 
-class ForgetsFirst(Service):
+class ForgetsFirst(Transitions):
     """Forgets an attachment, and then revokes its grant."""
 
-    def _move(self, call: Call, caller: Caller, volume: Volume, before: Attachment, after: Attachment) -> Any:
-        if after.state is not State.GONE:
-            return super()._move(call, caller, volume, before, after)
-        self._commit(call.value, caller, before, None)
-        if before.state in EXPORTED:
-            self._repairer.converge(export_of(volume, self.journal.attachments.of_volume(volume.id)))
-        return gone_view(attachment_view(before))
+    def _end(self, caller: Caller, decision: Decision, previous: Export, desired: Export) -> None:
+        assert decision.before is not None
+        self._commit(caller, decision.call.value, decision.before, None)
+        if decision.before.state in EXPORTED:
+            self._revoke(desired)
 
 
-class NeverUndoes(Service):
+class NeverUndoes(Transitions):
     """Leaves what a driver's failure interrupted."""
 
-    def _converge_or(self, converge: Any, undo: Any, was: Any) -> None:
-        converge()
+    def _undo(self, caller: Caller, decision: Decision, previous: Export) -> None:
+        """Nothing."""
+
+    def _roll_back(self, previous: Export) -> None:
+        """Nothing."""
 
 
 class Unlocked(Journal):
@@ -132,7 +132,7 @@ MUTANTS = {
     "commits again after a failed commit": (_wrapped(Stubborn), "nothing is acknowledged after a failure"),
     "the password before the mapping": (Parts(driver=PasswordFirst), "access opens before the grant is complete"),
     "enabled before the secrets": (Parts(driver=EnabledFirst), "enabled before it is complete"),
-    "forgets before it revokes": (Parts(service=ForgetsFirst), "a grant outlives its row"),
-    "never undoes": (Parts(service=NeverUndoes), "an error answer changes nothing"),
+    "forgets before it revokes": (Parts(transitions=ForgetsFirst), "a grant outlives its row"),
+    "never undoes": (Parts(transitions=NeverUndoes), "an error answer changes nothing"),
     "no lock": (Parts(journal=Unlocked), "one daemon for one directory"),
 }

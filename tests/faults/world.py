@@ -16,12 +16,13 @@ from typing import Any
 
 from tests.faults.injection import Connect, CountedFs, Fault, Seam
 from tests.faults.target import PORTAL, PREFIX, Reader, Tree, read_target
+from tests.support import Service
 from volattachd.config import Config
 from volattachd.drivers.base import Portal
 from volattachd.drivers.configfs.tree import ConfigFs
 from volattachd.drivers.lio import LioDriver
 from volattachd.model import Attachment, Caller, Export, Volume
-from volattachd.service.core import Service
+from volattachd.service.transition import Transitions
 from volattachd.state.journal import Journal
 
 VOLUME = "vol"
@@ -40,7 +41,7 @@ class Parts:
 
     journal: type[Journal] = Journal
     driver: type[LioDriver] = LioDriver
-    service: type[Service] = Service
+    transitions: type[Transitions] = Transitions
     connect: Callable[[Connect], Connect] = lambda connect: connect
 
 
@@ -66,9 +67,8 @@ class Life:
         connect = parts.connect(self.seam.connect)
         self._journal = parts.journal(self._state_dir, on_failure=self._failed, connect=connect)
         driver.start()
-        service = parts.service(world.config, self._journal, driver)
+        service = Service(world.config, self._journal, driver, transitions=parts.transitions)
         service.upkeep.start_up()
-        service.ready = True
         return service
 
     def _failed(self, error: BaseException) -> None:

@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.support import ADMIN, IQN_PREFIX, ObedientDriver, attachment_id
+from tests.support import ADMIN, IQN_PREFIX, ObedientDriver, Service, attachment_id
 from volattachd.config import Config
 from volattachd.drivers.memory import SimulatedExport
 from volattachd.errors import DriverError, JournalFailed, VolattachError
-from volattachd.service.core import Service
 from volattachd.state.journal import Journal
 
 FOREIGN = "iqn.2003-01.org.example:somebody-else"

@@ -179,7 +179,8 @@ class Contract(RuleBasedStateMachine):
             self.world.volumes[name] = found or replace(wanted, target_name=outcome["target_name"])
 
     def _send_register(self, volume: Registered) -> dict[str, Any]:
-        return self.plant.service.register_volume(ADMIN, volume.name, volume.path, volume.multiattach, volume.read_only)
+        service: Any = self.plant.service
+        return dict(service.register_volume(ADMIN, volume.name, volume.path, volume.multiattach, volume.read_only))
 
     @rule(name=NAMES, multiattach=FLAGS, manner=MANNERS)
     def unregister_or_register(self, name: str, multiattach: bool, manner: Trouble | str | None) -> None:

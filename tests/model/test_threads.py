@@ -22,10 +22,9 @@ from tests.model.contract import (
 )
 from tests.model.plant import Plant
 from tests.model.watch import HOSTS, check_move, without_times
-from tests.support import ADMIN, AGENT, OTHER_AGENT, attachment_id, in_thread, make_file
+from tests.support import ADMIN, AGENT, OTHER_AGENT, Service, attachment_id, in_thread, make_file
 from volattachd.errors import DriverError, VolattachError
 from volattachd.model import Caller
-from volattachd.service.core import Service
 
 THREADS, CALLS_EACH = 8, 150
 VOLUMES = ("vol-a", "vol-b", "vol-c")

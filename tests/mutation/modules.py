@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from tests.mutation.trial import Subject
 
-_CALLS = ("tests/service/test_core.py", "tests/service/test_local_attach.py")
+_PARTS = (
+    "attachments", "decisions", "exclusive", "operations", "owners", "queries", "reservations", "transition", "volumes",
+)  # fmt: skip
+_CALLS = ("tests/service/test_attachments.py", "tests/service/test_local_attach.py", "tests/service/test_decisions.py")
 #: What the calls do beside the life cycle is tested with what does it.
 _SERVICE = (
     *_CALLS,
@@ -19,14 +22,14 @@ _RECONCILE = tuple(f"tests/reconcile/test_{name}.py" for name in ("applier", "re
 _STATE = tuple(f"tests/state/test_{name}.py" for name in ("journal", "journal_care", "damage"))
 
 SUBJECTS: tuple[Subject, ...] = (
-    Subject("volattachd.service.core", _SERVICE),
+    *(Subject(f"volattachd.service.{name}", _SERVICE) for name in _PARTS),
     Subject("volattachd.service.lookup", _CALLS),
     Subject("volattachd.service.chap", ("tests/service/test_chap.py",)),
     Subject("volattachd.service.holdings", ("tests/service/test_holdings.py",)),
     Subject("volattachd.service.local_attach", _CALLS),
-    Subject("volattachd.reconcile.applier", (*_RECONCILE, "tests/service/test_core.py")),
-    Subject("volattachd.reconcile.reconciler", (*_RECONCILE, "tests/service/test_core.py")),
-    Subject("volattachd.reconcile.controller", (*_RECONCILE, "tests/service/test_core.py")),
+    Subject("volattachd.reconcile.applier", (*_RECONCILE, "tests/service/test_attachments.py")),
+    Subject("volattachd.reconcile.reconciler", (*_RECONCILE, "tests/service/test_attachments.py")),
+    Subject("volattachd.reconcile.controller", (*_RECONCILE, "tests/service/test_attachments.py")),
     Subject("volattachd.state.journal", _STATE),
     Subject("volattachd.api.access", ("tests/api/test_access.py",)),
     Subject("volattachd.rpc.framing", ("tests/rpc/test_framing.py",)),

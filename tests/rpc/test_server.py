@@ -439,7 +439,7 @@ def test_a_server_that_stops_leaves_systemds_socket_to_the_next_one(path: Path) 
                 "from tests.support import *\n"
                 "from tests.rpc.test_server import handlers\n"
                 "listener = socket.socket(fileno=int(sys.argv[1]))\n"
-                "server = Server(listener, Dispatcher(handlers()), Access(Config()), LIMITS)\n"
+                "server = Server(listener, Dispatcher(handlers(), Audit()), Access(Config()), LIMITS)\n"
                 "threading.Thread(target=server.run, daemon=True).start()\n"
                 "print('ready', flush=True); sys.stdin.read(); server.stop()\n"
             )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support import ADMIN, AGENT, OTHER_AGENT, Rig, attachment_id, connector, in_thread, new_attachment
+from tests.support import ADMIN, AGENT, OTHER_AGENT, Rig, Service, attachment_id, connector, in_thread, new_attachment
 from volattachd.errors import Busy
 from volattachd.model import State
 from volattachd.service.holdings import Holdings
@@ -25,7 +25,7 @@ def test_a_user_holds_as_many_as_the_limit_and_others_are_not_affected() -> None
 
 def test_of_many_reservations_at_once_no_more_are_made_than_the_limit_allows(rig: Rig) -> None:
     names = [rig.register(f"vol-{n}") for n in range(8)]
-    rig.service._holdings = Holdings([], 3)
+    rig.service = Service(replace(rig.config, attachments_per_uid=3), rig.journal, rig.driver)
 
     def reserve(volume: str) -> bool:
         try:

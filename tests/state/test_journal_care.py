@@ -656,13 +656,12 @@ def test_a_clock_that_jumps_by_years_changes_nothing(rig: Rig, monkeypatch: pyte
         rig.reach(State.RESERVED, number=number)
         jumps[0] = -jump
         rig.service.expire_reservations()
-        rig.service.upkeep.expire()
         assert rig.state(number) is State.RESERVED
         rig.restart()
         jumps[0] = 2 * jump
         rig.reach(State.ATTACHED, number=number)
         jumps[0] = 0.0
-        rig.service.upkeep.expire()
+        rig.service.expire_reservations()
         assert rig.state(number) is State.ATTACHED
         rig.service.begin_detaching(AGENT, "vol-1")
         jumps[0] = jump

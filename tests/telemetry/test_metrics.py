@@ -24,8 +24,8 @@ from tests.support import (
     request,
 )
 from volattachd.api.access import Peer
+from volattachd.api.audit import Audit
 from volattachd.api.methods import METHODS, Role
-from volattachd.daemon import _handlers
 from volattachd.drivers.base import Difference
 from volattachd.model import State, Status
 from volattachd.rpc.dispatch import Client, Dispatcher
@@ -105,7 +105,7 @@ def test_volumes_are_counted_by_status_and_attachments_by_state(rig: Rig, state:
 
 def test_calls_are_counted_by_outcome_and_timed(rig: Rig) -> None:
     metrics = Metrics()
-    dispatcher = Dispatcher(_handlers(rig.service), metrics.count_call)
+    dispatcher = Dispatcher(rig.service.handlers, Audit(metrics.count_call))
     for question in [request("get_status")] * 3 + [request("detach", volume="v"), request("nonsense")] * 2:
         dispatcher.answer(json.dumps(question).encode(), CLIENT)
     samples = read(write_text(Counted(metrics)))

@@ -6,16 +6,18 @@ record of its own, so that the log misses no move.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from volattachd.api.access import Peer
 from volattachd.api.methods import Method, Role
 from volattachd.errors import PermissionDenied, VolattachError
-from volattachd.model import Attachment, State
+from volattachd.model import Attachment, Caller, State
 from volattachd.telemetry import messages
 from volattachd.telemetry.throttle import Throttle
 
@@ -28,6 +30,31 @@ _SHOWN = {"volume": "volume", "attachment": "attachment_id"}
 
 def observe_nothing(call: str, outcome: str, seconds: float) -> None:
     """For calls that nobody measures."""
+
+
+class Audit:
+    """The reports of the calls that are at work."""
+
+    def __init__(self, observe: Observe = observe_nothing, throttle: Throttle | None = None) -> None:
+        """``throttle`` counts what a caller can repeat at will, in place of logging all of it."""
+        self._observe = observe
+        self._throttle = throttle
+        self._call_ids = itertools.count(1)
+        #: A report lives as long as its caller: a worker that goes on after the answer still finds it.
+        self._reports: WeakKeyDictionary[Caller, Report] = WeakKeyDictionary()
+
+    def begin(self, method: Method, peer: Peer, role: Role) -> tuple[Caller, Report]:
+        """The caller of one new call, and the report of it."""
+        caller = Caller(peer.uid, peer.pid, role >= Role.ADMIN, role.name.lower(), next(self._call_ids))
+        report = Report(method, peer, self._observe, self._throttle)
+        self._reports[caller] = report
+        return caller, report
+
+    def note_transition(self, caller: Caller, call: str, before: Attachment | None, after: Attachment | None) -> None:
+        """A transition that is durable now. What the daemon does by itself has no report."""
+        report = self._reports.get(caller)
+        if report is not None:
+            report.moved(before, after)
 
 
 class Report:

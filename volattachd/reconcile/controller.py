@@ -93,7 +93,13 @@ class Upkeep:
         *,
         interval: float,
         patience: float,
+        housekeeping: Callable[[], None],
+        resolve_portals: Callable[[], Sequence[Portal]],
+        on_repair: Callable[[Sequence[str]], None],
     ) -> None:
+        """``housekeeping`` begins each periodic pass. ``resolve_portals`` returns the portals that the configuration
+        means now: addresses of an interface come and go. ``on_repair`` is given the differences that were corrected.
+        """
         self._journal = journal
         self._converger = converger
         self._conditions = conditions
@@ -104,11 +110,11 @@ class Upkeep:
         self._backoffs: dict[str, _Backoff] = {}
         self._agenda = Agenda(interval)
         self._why_failed: str | None = None
-        #: The portals that the configuration means now: addresses of an interface come and go.
-        self.resolve_portals: Callable[[], Sequence[Portal]] = lambda: self._converger.driver.portals
-        self.expire: Callable[[], None] = lambda: None
-        #: Told of the differences that a visit has mended.
-        self.on_repair: Callable[[Sequence[str]], None] = lambda differences: None
+        self._housekeeping = housekeeping
+        self._resolve_portals = resolve_portals
+        self._on_repair = on_repair
+        #: Whether the start has made the target what the journal says.
+        self.is_ready = False
         self.passes = 0
         #: How many initiators were logged in to each volume when it was visited last.
         self.sessions: dict[str, int] = {}
@@ -127,6 +133,7 @@ class Upkeep:
         except (DriverError, Busy) as error:
             self._pass_failed(error.message)
         self.passes += 1
+        self.is_ready = True
 
     def run(self) -> None:
         """The periodic pass, and a look at what there is news of, until ``stop``."""
@@ -163,9 +170,13 @@ class Upkeep:
         """Anything may have changed: addresses, say. Look at everything soon."""
         self._agenda.note_everything()
 
+    def forget_volume(self, volume: str) -> None:
+        """The volume is not registered any more."""
+        self.sessions.pop(volume, None)
+
     def make_round(self) -> None:
         """One periodic pass: what has ended, portals, every volume that is not put off, targets of nobody."""
-        self.expire()
+        self._housekeeping()
         self._follow_portals()
         self._pass_over(self._due(list(self._journal.volumes)), False, _ROUND, pause=self._rest)
         self._visit_orphans(False, _ROUND)
@@ -182,7 +193,7 @@ class Upkeep:
         """Take over new addresses. Where none is left, what is there stays: it listens again when one is back."""
         driver = self._converger.driver
         try:
-            found = tuple(self.resolve_portals())
+            found = tuple(self._resolve_portals())
         except ConfigError as error:
             messages.PORTALS_STAY.tell(reason=error)
             return
@@ -292,7 +303,7 @@ class Upkeep:
         if not done:
             return None
         line = _line(volume.id, volume.target_name, done)
-        self.on_repair(line["differences"])
+        self._on_repair(line["differences"])
         messages.MENDED.tell(
             volume=volume.id, differences=", ".join(line["differences"]), steps="; ".join(line["steps"])
         )
@@ -355,7 +366,7 @@ class Upkeep:
             self._turns.give_back(name)
         messages.ORPHAN_REMOVED.tell(target=name)
         line = _line(None, name, done)
-        self.on_repair(line["differences"])
+        self._on_repair(line["differences"])
         return line
 
     def _due(self, volumes: Iterable[str]) -> list[str]:

@@ -24,17 +24,15 @@ from typing import Any
 import fastjsonschema
 
 from volattachd.api.access import Peer
-from volattachd.api.audit import Observe, Report, observe_nothing
+from volattachd.api.audit import Audit, Report
 from volattachd.api.methods import METHODS, Method, Param, Role
 from volattachd.api.paging import Rows
 from volattachd.config import Config
 from volattachd.errors import Busy, InvalidInput, InvalidParams, JournalFailed, PermissionDenied, VolattachError
-from volattachd.model import Attachment, Caller
 from volattachd.rpc import strictjson
 from volattachd.rpc.jsonrpc import Error, Result, Success, answer_request, refuse_request
 from volattachd.rpc.limits import Limits
 from volattachd.state.history import Feed
-from volattachd.telemetry.throttle import Throttle
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INTERNAL_ERROR = -32700, -32600, -32601, -32603
 _JSONRPC_KINDS = {
@@ -76,10 +74,6 @@ class Client:
     #: Told before a call that may take long: what was answered before it should not wait for it.
     before_waiting: Callable[[], None] = lambda: None
 
-    def caller(self, moved: Callable[[Attachment | None, Attachment | None], None]) -> Caller:
-        """The peer as the caller of one call; ``moved`` is told what it moves."""
-        return Caller(self.peer.uid, self.peer.pid, self.role >= Role.ADMIN, self.role.name.lower(), moved)
-
 
 class Dispatcher:
     """Answers messages with the handlers of one service. Raises at start where a handler is missing."""
@@ -87,17 +81,15 @@ class Dispatcher:
     def __init__(
         self,
         handlers: Mapping[str, Callable[..., Any]],
-        observe: Observe = observe_nothing,
+        audit: Audit,
         limits: Limits = Limits.of(Config()),  # noqa: B008 - it is frozen
-        throttle: Throttle | None = None,
     ) -> None:
         """``handlers`` has one entry for each row of the table, by the method's name."""
         if set(handlers) != {method.name for method in METHODS}:
             odd = set(handlers) ^ {method.name for method in METHODS}
             raise AssertionError(f"the method table and the handlers differ in: {', '.join(sorted(odd))}")
-        self._observe = observe
+        self._audit = audit
         self._limits = limits
-        self._throttle = throttle or Throttle(limits.max_logged_refusals)
         self._check_envelope = fastjsonschema.compile(_ENVELOPE)
         self._methods = {method.name: self._bind(method, handlers[method.name]) for method in METHODS}
 
@@ -153,14 +145,13 @@ class Dispatcher:
         may_wait = method.changes or method.of_connection or method.role >= Role.ADMIN  # reading waits for nobody
 
         def call(client: Client, /, *args: Any, **kwargs: Any) -> Result:
-            report = Report(method, client.peer, self._observe, self._throttle)
+            caller, report = self._audit.begin(method, client.peer, client.role)
             try:
                 _check_role(method, client)
                 params = parameters.bind(args, kwargs)
                 report.is_about(params)
                 if may_wait:
                     client.before_waiting()
-                caller = client.caller(report.moved)
                 about = (caller, client.feed) if method.of_connection else (caller,)
                 result = handler(*about, **params)
                 if isinstance(result, Rows):

@@ -21,6 +21,7 @@ from tests.support import (
     FailOnce,
     Gate,
     Rig,
+    Service,
     attachment_id,
     connector,
     in_thread,
@@ -46,7 +47,6 @@ from volattachd.errors import (
 from volattachd.lifecycle import TRANSITIONS, Call, moves
 from volattachd.model import Caller, State
 from volattachd.service.chap import InitiatorBindings
-from volattachd.service.core import Service
 from volattachd.state.journal import Change
 
 ID = attachment_id(1)
@@ -388,7 +388,7 @@ def test_a_driver_that_cannot_do_read_only_by_attachment_says_so(rig: Rig) -> No
 
     rig.register()
     rig.driver = Simple()
-    rig.service.driver = rig.driver
+    rig.service = Service(rig.config, rig.journal, rig.driver)
     with unchanged(rig), pytest.raises(InvalidVolumeAttachMode, match="memory driver cannot"):
         rig.service.reserve_volume(AGENT, "vol-1", ID, "ro")
     rig.service.reserve_volume(AGENT, "vol-1", ID, "rw")
@@ -1305,6 +1305,8 @@ def test_an_attachment_that_never_was_is_not_shown(rig: Rig) -> None:
 
 
 def test_the_status_of_the_daemon(rig: Rig) -> None:
+    assert rig.service.get_status(ADMIN)["ready"] is False, "the start has not looked at the target"
+    rig.service.upkeep.start_up()
     rig.register()
     rig.reach(State.RESERVED)
     status = rig.service.get_status(ADMIN)
@@ -1416,7 +1418,7 @@ def test_a_neighbour_through_which_the_host_keeps_its_access_spares_the_look(rig
 
 def test_a_volume_that_is_forgotten_leaves_no_condition_and_no_sessions_behind(rig: Rig) -> None:
     rig.register()
-    rig.service._conditions.set("vol-1", "DeviceMissing", "it is away")
+    rig.service.core.conditions.set("vol-1", "DeviceMissing", "it is away")
     rig.service.upkeep.sessions["vol-1"] = 1
     rig.service.unregister_volume(ADMIN, "vol-1")
     assert rig.service.degraded() == []
@@ -1453,7 +1455,7 @@ def test_a_secret_is_forgotten_with_the_access(rig: Rig, call: Call) -> None:
 def test_attach_keeps_the_mount_point_and_each_move_its_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.register()
     clock = iter(range(1000, 2000))
-    monkeypatch.setattr("volattachd.service.core.now", lambda: float(next(clock)))
+    monkeypatch.setattr("volattachd.service.attachments.now", lambda: float(next(clock)))
     times = []
     for method, more in (
         ("reserve_volume", {}),
@@ -1473,23 +1475,31 @@ def test_a_reservation_that_was_connected_meanwhile_does_not_expire(rig: Rig) ->
     rig.service.reserve_volume(AGENT, "vol-1", ID, ttl=1e-9)
     rig.service.initialize_connection(AGENT, "vol-1", connector(), ID)
     rig.service.expire_reservations()
-    rig.service._expire(ID)
-    rig.service._expire(attachment_id(9))
+    rig.service.reservations._expire(ID)
+    rig.service.reservations._expire(attachment_id(9))
     assert rig.state() is State.CONNECTED
 
 
 def test_an_expired_reservation_leaves_its_volume_free_for_the_next_call(rig: Rig) -> None:
+    ran: list[bool] = []
     rig.register()
     rig.service.reserve_volume(AGENT, "vol-1", ID, ttl=1e-9)
     rig.service.expire_reservations()
-    assert rig.service._reserved_until == {}
-    assert rig.service._turns.take("vol-1", 0)
+    assert rig.service.reservations._deadlines.over() == []
+    rig.service.core.exclusive.try_run("vol-1", lambda: ran.append(True))
+    assert ran == [True]
 
 
-def test_a_move_is_told_to_the_caller(rig: Rig) -> None:
+def test_a_transition_is_noted_with_its_caller(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.register()
     moves: list[Any] = []
-    caller = Caller(1000, 2, moved=lambda before, after: moves.append((before, after)))
+    caller = Caller(1000, 2, call_id=7)
+
+    def note(found: Caller, call: str, before: Any, after: Any) -> None:
+        assert found is caller
+        moves.append((before, after))
+
+    monkeypatch.setattr(rig.service.audit, "note_transition", note)
     rig.service.reserve_volume(caller, "vol-1", ID)
     rig.service.unreserve_volume(caller, "vol-1", ID)
     assert [(before and before.state, after and after.state) for before, after in moves] == [
@@ -1500,7 +1510,7 @@ def test_a_move_is_told_to_the_caller(rig: Rig) -> None:
 
 def test_only_what_waits_is_pending(rig: Rig) -> None:
     rig.register()
-    rig.service._conditions.set("vol-1", "DeviceMissing", "it is away")
+    rig.service.core.conditions.set("vol-1", "DeviceMissing", "it is away")
     assert rig.service.get_status(ADMIN)["pending"] == []
 
 
