@@ -37,7 +37,7 @@ admin = ["{ANN}"]
 [initiators]
 "iqn.2026-11.org.example:bound" = "{ALICE}"
 """
-ATTACKERS = {BOB: Role.AGENT, PROVISIONER: Role.PROVISIONER, CAROL: Role.READER, NOBODY: Role.NOBODY}
+ATTACKERS = {BOB: Role.AGENT, PROVISIONER: Role.PROVISIONER, CAROL: Role.READER}
 HOST, BOUND = "iqn.2026-11.org.example:alice", "iqn.2026-11.org.example:bound"
 STATES = ("reserved", "connected", "attached", "detaching", "disconnected", "gone")
 GRANTED = ("connected", "attached", "detaching")
@@ -240,10 +240,10 @@ def house() -> Iterator[House]:
         yield House(directory, wires, daemon, set())
 
 
-def connect_nobody(house: House, stack: ExitStack) -> None:
-    """A user without a role may be answered call by call, or be refused at once: each call has its own connection."""
-    house.wires[NOBODY] = connect_as(house.daemon.socket, NOBODY)
-    stack.callback(house.wires[NOBODY].socket.close)
+def test_a_user_without_a_role_is_refused_before_it_can_call(house: House) -> None:
+    with connect_as(house.daemon.socket, NOBODY) as wire:
+        assert wire.answer()["error"]["data"]["kind"] == DENIED
+        assert wire.answer() is None
 
 
 @pytest.mark.parametrize("multiattach", [False, True])
@@ -258,10 +258,7 @@ def test_no_call_of_another_user_touches_or_reads_what_is_not_its_own(
     for attacker, role in ATTACKERS.items():
         for method in METHODS:
             for attempt in ROWS[method.name](victim):
-                with ExitStack() as stack:
-                    if attacker == NOBODY:
-                        connect_nobody(house, stack)
-                    answer = house.ask(attacker, method.name, **attempt.params)
+                answer = house.ask(attacker, method.name, **attempt.params)
                 what = f"uid {attacker}: {method.name} {attempt.params}: {answer}"
                 error = answer.get("error")
                 if role >= method.role:

@@ -15,6 +15,7 @@ from tests.rpc.test_dispatch import Handlers
 from tests.support import (
     ADMIN,
     LIMITS,
+    PATIENCE,
     Gate,
     ObedientDriver,
     Rig,
@@ -86,7 +87,7 @@ def test_a_hung_dispatcher_starves_it(tmp_path: Path) -> None:
     gate = Gate()
     handlers: Mapping[str, Callable[..., Any]] = {**Handlers(), "get_history": lambda *_, **__: gate()}
     with serving(tmp_path / "s", handlers) as server, watching(server) as meals, Wire(tmp_path / "s") as client:
-        assert gate.reached.wait()
+        assert gate.reached.wait(PATIENCE)
         starves(meals, lambda: client.call("get_status"))
         assert meals.fed == 0
         gate.open()
@@ -128,11 +129,11 @@ def test_a_journal_that_does_not_move_starves_it(tmp_path: Path) -> None:
     SlowDisk.gate.open()
     journal = Journal(tmp_path / "state", connect=open_slowly)
     gate = SlowDisk.gate = Gate()
-    service = Service(Config(), journal, ObedientDriver())
+    service = Service(replace(Config(), state_dir=tmp_path / "state"), journal, ObedientDriver())
     with serving(tmp_path / "s", service) as server, Wire(tmp_path / "s") as client:
         path = make_file(tmp_path / "a.img")
         registered = in_thread(lambda: service.register_volume(ADMIN, "vol-1", path))
-        assert gate.reached.wait()
+        assert gate.reached.wait(PATIENCE)
         with watching(server) as meals:
             starves(meals, lambda: client.call("get_status"))
             assert meals.fed == 0
@@ -147,7 +148,7 @@ def test_a_volume_that_waits_for_its_device_does_not_starve_it(rig: Rig, tmp_pat
     rig.service.reserve_volume(ADMIN, "vol-1")
     gate = rig.driver.before_plan = Gate()
     stuck = in_thread(lambda: rig.service.initialize_connection(ADMIN, "vol-1", connector()))
-    assert gate.reached.wait()
+    assert gate.reached.wait(PATIENCE)
     with serving(tmp_path / "s", rig.service) as server, watching(server) as meals:
         is_fed_again(meals)
         gate.open()
@@ -171,7 +172,7 @@ def test_its_questions_take_no_clients_place(tmp_path: Path) -> None:
     handlers: Mapping[str, Callable[..., Any]] = {**Handlers(), "get_history": lambda *_, **__: gate()}
     few = replace(LIMITS, connections=1, connections_per_uid=1)
     with serving(tmp_path / "s", handlers, few) as server, watching(server):
-        assert gate.reached.wait()
+        assert gate.reached.wait(PATIENCE)
         with Wire(tmp_path / "s") as client:
             client.call("get_status")
         gate.open()

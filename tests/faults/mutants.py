@@ -37,7 +37,7 @@ class Lazy(_Changed):
         """As of a connection."""
         if statement == "COMMIT":
             return self.real.cursor()
-        if statement.startswith("BEGIN") and self.real.in_transaction:
+        if statement.startswith(("BEGIN", "PRAGMA")) and self.real.in_transaction:
             self.real.execute("COMMIT")
         return self.real.execute(statement, values)
 

@@ -263,7 +263,7 @@ def _unlink(*paths: Path) -> None:
 
 def _check(
     db: sqlite3.Connection, path: Path, migrations: Sequence[Migration], read: Callable[[sqlite3.Connection, int], T]
-) -> T:
+) -> T | None:
     version, known = db.execute("PRAGMA user_version").fetchone()[0], len(migrations)
     if version > known:
         raise JournalDamaged(
@@ -276,6 +276,8 @@ def _check(
         raise damaged(path, "; ".join(problems[:5]).replace("\n", "; "))
     if _definitions(db) != _definitions_of(migrations[:version]):
         raise JournalDamaged(f"{path} does not have the tables of a journal of version {version}: {RESTORE}")
+    if version == 0:
+        return None  # the first start was interrupted: there are no tables yet
     try:
         return read(db, version)
     except Damage as error:
