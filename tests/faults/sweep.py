@@ -21,7 +21,7 @@ from tests.faults.injection import ALONE, ENDING, KILLS, SQL, Fault, Kind, Opera
 from tests.faults.oracle import Violation, require
 from tests.faults.target import Tree, read_foreign
 from tests.faults.world import RECONCILE, Case, Life, Rows, Stage, World
-from volattachd.errors import DriverError, JournalFailed, JournalUnusable
+from volattachd.errors import DriverError, JournalDamaged, JournalFailed, JournalUnusable
 
 #: What ends a daemon that is starting, so that its supervisor starts it again.
 ENDS_A_START = (ProcessKilled, JournalUnusable, JournalFailed, DriverError)
@@ -128,7 +128,7 @@ class Sweep:
         self.counts[fault.kind.value] += 1
         if self._ended(fault, struck, outcome):
             tree = self._end(before)
-            self.world.life = Life(self.world)
+            self._revive()
             self._note(case, fault, tree)
             oracle.check_moment_of_death(tree, before, self.world.rows(), case, self.world.attachment_id)
             self._check_recovered(case, before, moved=None)
@@ -275,12 +275,19 @@ class Sweep:
         self._check_recovered(case, before, moved=None)
         self._send_again(case)
 
+    def _revive(self, fault: Fault | None = None) -> None:
+        """A new daemon starts after one that died. A daemon that keeps its rules leaves no damage."""
+        try:
+            self.world.life = Life(self.world, fault)
+        except JournalDamaged as error:
+            raise oracle.Violation("what was acknowledged holds", str(error)) from error
+
     def _start_struck(self, second: Fault) -> None:
         """A start with a fault in it; what ends is started again, what goes on mends itself in its next pass."""
         try:
-            self.world.life = Life(self.world, second)
+            self._revive(second)
         except ENDS_A_START:
-            self.world.life = Life(self.world)
+            self._revive()
             return
         seam = self.world.life.seam
         require(seam.struck is not None, "a start makes the same operations each time", second)
