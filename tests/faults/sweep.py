@@ -100,7 +100,8 @@ class Sweep:
         before = self._begin(case)
         answer = case.send(self.world)
         self._normal[case] = oracle.normal(self._plain(case, answer), self.world.attachment_id)
-        self.world.restart()
+        self.world.life.end()
+        self._revive()
         self._check_recovered(case, before, moved=True)
 
     def check_foreign(self) -> None:
