@@ -29,6 +29,7 @@ def test_an_example_prints_what_the_page_says(program: str, printed: str, tmp_pa
     """As a program of its own, under mypy's eyes apart: the socket's path alone is another one."""
     rig = Rig(tmp_path)
     rig.register("vol-1")
+    rig.service.upkeep.start_up()
     path = tmp_path / "d.sock"
     with serving(path, rig.service):
         text = program.replace(sync.DEFAULT_SOCKET, str(path))

@@ -36,7 +36,11 @@ def test_null_leaves_out_what_is_no_string() -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_every_type_of_the_table_is_understood(method: Any) -> None:
     samples = {"string": "x", "boolean": "true", "integer": "1", "number": "1", "object": "{}", "array": "[]"}
-    words = [f"{param.name}={samples[param.schema['type']]}" for param in method.params]
+    kinds = [param.schema["type"] for param in method.params]
+    words = [
+        f"{param.name}={samples[kind if isinstance(kind, str) else kind[0]]}"
+        for param, kind in zip(method.params, kinds, strict=True)
+    ]
     assert set(parse(method.name, words)) == {param.name for param in method.params}
 
 
@@ -125,3 +129,8 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError, match=said):
             parse("show_volume", [f"volume=@{tmp_path / name}"])
+
+
+@pytest.mark.parametrize(("word", "owner"), [("owner=1001", 1001), ("owner=alice", "alice")])
+def test_an_owner_is_a_uid_or_a_name(word: str, owner: Any) -> None:
+    assert parse("reserve_volume", ["volume=vol-1", word])["owner"] == owner

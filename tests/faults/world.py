@@ -143,7 +143,9 @@ class World:
         shared: bool = False,
         parts: Parts | None = None,
     ) -> None:
-        self.config = replace(Config(), state_dir=directory, iqn_prefix=PREFIX, portals=(PORTAL,))
+        self.config = replace(
+            Config(), state_dir=directory, iqn_prefix=PREFIX, portals=(PORTAL,), attachments_per_uid=10_000
+        )
         self.path = path
         self.fs = fs
         self.reader = reader

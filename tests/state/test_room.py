@@ -37,10 +37,10 @@ def test_400_calls_with_the_largest_connector_grow_the_state_by_8_mib_at_most(ri
     grown = size(rig.config.state_dir) - before
     print(f"\n400 calls: {grown / MIB:.2f} MiB")
     assert grown <= 8 * MIB
-    lines = rig.service.get_history(AGENT, since=3, limit=1000)
+    lines = list(rig.service.get_history(AGENT, since=3, limit=1000))
     assert all(line["after"]["connector"]["member-61"] == "ü" * 120 for line in lines), "and each line shows it"
     rig.restart()
-    assert rig.service.get_history(AGENT, since=3, limit=1000) == lines
+    assert list(rig.service.get_history(AGENT, since=3, limit=1000)) == lines
 
 
 def test_a_connector_goes_with_the_last_line_that_has_it(tmp_path: Path) -> None:

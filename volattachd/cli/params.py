@@ -75,6 +75,8 @@ def _signature(method: Method) -> str:
 def _convert(param: Param, written: str) -> Any:
     types = param.schema.get("type", "string")
     value = _source(param.name, written)
+    if isinstance(types, list):  # a whole number, or else a name
+        return int(value) if value.isascii() and value.isdigit() else value
     return value if types == "string" else _from_json(param.name, types, value)
 
 
