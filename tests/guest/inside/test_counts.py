@@ -109,12 +109,18 @@ def test_a_call_changes_what_its_plan_lists_and_commits_once(
     assert commits(operations) == 1
 
 
+def without_connector(operations: list[Operation]) -> list[str]:
+    """A connector is stored once: beside attachments that have the same one, it is stored already."""
+    return [line for line in shown(operations) if "INTO connectors" not in line]
+
+
 @pytest.mark.parametrize("call", CHANGES)
 def test_a_call_does_the_same_beside_a_thousand_others(
     call: str, samples: dict[int, Sample], record_figure: RecordFigure
 ) -> None:
     alone = samples[0].calls[call]
-    assert all(shown(sample.calls[call]) == shown(alone) for sample in samples.values())
+    for sample in samples.values():
+        assert without_connector(sample.calls[call]) == without_connector(alone)
     counted = Counter(o.name for o in alone)
     record_figure("operations", f"{call}: " + ", ".join(f"{n} {name}" for name, n in sorted(counted.items())))
 
