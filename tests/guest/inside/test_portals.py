@@ -76,8 +76,10 @@ def test_a_port_that_another_process_has_is_told_with_that_process(
         error = program.refused("initialize_connection", volume=volume, connector=connector(host1.name))
     assert error.kind == "DriverError"
     name = Path("/proc/self/comm").read_text().strip()
-    words = f"cannot listen on 192.0.2.10:3261: the port is in use by process {os.getpid()} ({name})"
-    assert words in error.message
+    seen = f"process {os.getpid()} ({name})"
+    if "VOLATTACHD_SANDBOX" in os.environ:  # the unit's sandbox hides whose a socket is
+        seen = "the kernel, or a process that volattachd cannot see"
+    assert f"cannot listen on 192.0.2.10:3261: the port is in use by {seen}" in error.message
     assert "Invalid argument" not in error.message
     assert program.call("initialize_connection", volume=volume, connector=connector(host1.name))
 
